@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Reruns every figure of BENCHMARKS.md, each beside its peer, in one run.
+# Needs: jq, python3, GNU time (apt install jq python3 time), and 3 GB in ${TMPDIR:-/tmp}.
+# Usage: benches/figures.sh [applies|step|straggler]...   (default: all)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release --bins --example fake_engine
+target=${CARGO_TARGET_DIR:-target}/release
+work=$(mktemp -d)
+server=
+cleanup() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+rows() { # rows COUNT CHARS FILE
+    python3 - "$@" <<'PY'
+import json, random, sys
+random.seed(1)
+letters = "abcdefghijklmnopqrstuvwxyz     "
+with open(sys.argv[3], "w") as out:
+    for n in range(int(sys.argv[1])):
+        out.write(json.dumps({"id": n, "text": "".join(random.choices(letters, k=int(sys.argv[2])))}) + "\n")
+PY
+}
+
+timed() { # timed NAME COMMAND...
+    local name=$1
+    shift
+    /usr/bin/time -f "$name: %e s, %U s user, %S s system, %M KB peak" "$@" >"$work/stdout" 2>"$work/stderr" || {
+        cat "$work/stderr"
+        return 1
+    }
+    tail -n 1 "$work/stderr"
+}
+
+start_server() { # start_server ARGS...
+    : >"$work/url"
+    "$target/examples/fake_engine" "$@" >"$work/url" 2>"$work/in_flight" &
+    server=$!
+    until [ -s "$work/url" ]; do sleep 0.05; done
+    sed "s#ENDPOINT#$(head -n 1 "$work/url")#" benches/one_step.yaml >"$work/step.yaml"
+}
+
+applies() {
+    echo "# 1,000,000 rows x 200 characters, two jq Applies, all outputs written; jq beside it, three times"
+    rows 1000000 200 "$work/rows.jsonl"
+    for _ in 1 2 3; do
+        rm -rf "$work/out"
+        timed chainette "$target/chainette" run --quiet benches/two_applies.yaml "$work/rows.jsonl" "$work/out"
+        timed jq jq -c '. + {n_chars: (.text | length)} | select(.id % 2 == 0)' "$work/rows.jsonl"
+    done
+}
+
+step() {
+    echo "# 20,000 rows, one Step, a server that answers after 50 ms, 256 in flight, the ledger on; three times"
+    rows 20000 80 "$work/rows.jsonl"
+    start_server --latency-ms 50
+    for ledger in "" "" "" --no-ledger; do
+        rm -rf "$work/out"
+        timed "chainette $ledger" "$target/chainette" run --quiet $ledger "$work/step.yaml" "$work/rows.jsonl" "$work/out"
+    done
+    kill "$server"
+    server=
+}
+
+straggler() {
+    echo "# 120,000 rows, one Step at 2,000 rows/s (128 ms, 256 in flight), row 1000 takes 60 s"
+    rows 120000 80 "$work/rows.jsonl"
+    sed -i '1001s/"text": "/"text": "STRAGGLER /' "$work/rows.jsonl"
+    start_server --watch --latency-ms 128 --latency-for STRAGGLER=60000
+    rm -rf "$work/out"
+    timed chainette "$target/chainette" run "$work/step.yaml" "$work/rows.jsonl" "$work/out"
+    grep -E 'rows ·|finished' "$work/stderr" || true
+    kill "$server"
+    server=
+    # While there is enough to do: the seconds in which at least half of the slots are busy, but the first.
+    awk '$1 >= 128 { n++; if (n > 1) { sum += $1; seconds++ } }
+         END { printf "busy slots: %.1f of 256 (%.1f %%) over %d s\n", sum / seconds, sum / seconds / 2.56, seconds }' \
+        "$work/in_flight"
+}
+
+for figure in "${@:-applies step straggler}"; do
+    for name in $figure; do "$name"; done
+done

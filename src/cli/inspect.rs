@@ -1,0 +1,29 @@
+//! `chainette inspect`.
+
+use super::args::{Global, InspectArgs, InspectFormat};
+use super::{Exit, compile, printer::Printer};
+use crate::plan::explain;
+
+/// Shows the chain; no run, no network.
+pub(crate) fn inspect(args: &InspectArgs, global: &Global, printer: Printer) -> Exit {
+    let compiled = match compile(&args.chain, printer) {
+        Ok(compiled) => compiled,
+        Err(exit) => return exit,
+    };
+    let text = match args.format {
+        InspectFormat::Tree => explain::tree(&compiled.plan, tree_options(global)),
+        InspectFormat::Dot => explain::dot(&compiled.plan),
+        InspectFormat::Mermaid => explain::mermaid(&compiled.plan),
+        InspectFormat::Json => format!("{:#}\n", explain::graph_json(&compiled.plan)),
+    };
+    printer.result(&text);
+    Exit::Done
+}
+
+/// How the tree is to look.
+pub(super) fn tree_options(global: &Global) -> explain::TreeOptions {
+    explain::TreeOptions {
+        no_icons: global.no_icons,
+        max_branches: global.max_branches,
+    }
+}

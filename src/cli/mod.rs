@@ -1,0 +1,123 @@
+//! Who asks: arguments, settings, one file per command.
+
+mod args;
+mod inspect;
+mod printer;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::plan::{Closures, Plan, Style, compile as compile_chain};
+use crate::spec::ChainInput;
+use args::{ChainArgs, Cli, Command};
+use printer::Printer;
+
+/// How the program ends: CHAIN.md §2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All rows done.
+    Done = 0,
+    /// The run failed or stopped; resumable.
+    Failed = 1,
+    /// Bad usage, chain or input; nothing was run.
+    Usage = 2,
+    /// Finished, and some rows are in `errors/`.
+    RowErrors = 3,
+    /// Ctrl-C or SIGTERM; resumable.
+    Interrupted = 130,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            let printer = Printer::of_raw_arguments();
+            let text = error.render();
+            printer.error(&if printer.fancy {
+                text.ansi().to_string()
+            } else {
+                text.to_string()
+            });
+            return ExitCode::from(Exit::Usage as u8);
+        }
+        // --help and --version.
+        Err(asked) => asked.exit(),
+    };
+    start_logs(cli.global.json_logs);
+    let printer = Printer::new(&cli.global);
+    let exit = match &cli.command {
+        Command::Run(args) => run::run(args, &cli.global, printer),
+        Command::Inspect(args) => inspect::inspect(args, &cli.global, printer),
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// Developer logs, off unless `CHAINETTE_LOG` asks for them.
+fn start_logs(json: bool) {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
+    let filter = EnvFilter::try_from_env("CHAINETTE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(if json {
+            BoxMakeWriter::new(|| printer::LogLines)
+        } else {
+            BoxMakeWriter::new(std::io::stderr)
+        });
+    // Only a second subscriber could refuse this one.
+    let _first = logs.try_init();
+    // A panic is a bug of ours that is reported with its row or chunk; its trace is for developers.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panic")));
+}
+
+/// A chain that can run.
+struct Chain {
+    plan: Plan,
+    /// BLAKE3 of the chain file, hexadecimal.
+    digest: String,
+}
+
+/// Compiles the chain, showing all its problems.
+fn compile(args: &ChainArgs, printer: Printer) -> Result<Chain, Exit> {
+    // A file that cannot be read is one of the problems that the compiler reports.
+    let text = std::fs::read_to_string(&args.chain).ok();
+    let digest = blake3::hash(text.as_deref().unwrap_or_default().as_bytes())
+        .to_hex()
+        .to_string();
+    let input = ChainInput {
+        path: args.chain.clone(),
+        text,
+        engines: args.engines.clone(),
+        sets: args.sets.clone(),
+    };
+    let style = if printer.fancy { Style::Color } else { Style::Plain };
+    match compile_chain(&input, &Closures::none()) {
+        Ok(compiled) => {
+            if !compiled.warnings.is_empty() {
+                printer.warning(&compiled.warnings.render(style));
+            }
+            Ok(Chain {
+                plan: compiled.plan,
+                digest,
+            })
+        }
+        Err(report) => {
+            printer.error(&report.render(style));
+            Err(Exit::Usage)
+        }
+    }
+}
+
+/// An error with its causes, one sentence.
+fn explain_error(error: &dyn std::error::Error) -> String {
+    let mut text = format!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,116 @@
+//! What may be shown where.
+
+use std::ffi::OsStr;
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::channel;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use super::args::{Color, Global};
+use crate::report::say;
+use crate::run::rfc3339;
+
+/// How long a line may wait for whoever should read it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The capability to print: what `--quiet` or `--json-logs` rule out goes nowhere, without an `if` at
+/// the caller. A stderr that is closed, or full and never read, holds nobody up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Printer {
+    quiet: bool,
+    json: bool,
+    /// Colours and box drawing for diagnostics on stderr.
+    pub(crate) fancy: bool,
+}
+
+impl Printer {
+    pub(crate) fn new(global: &Global) -> Self {
+        let fancy = match global.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => is_colourful(),
+        };
+        Self {
+            quiet: global.quiet,
+            json: global.json_logs,
+            fancy: fancy && !global.json_logs,
+        }
+    }
+
+    /// For arguments that could not be understood.
+    pub(crate) fn of_raw_arguments() -> Self {
+        let json = std::env::args_os().any(|arg| arg == OsStr::new("--json-logs"));
+        Self {
+            quiet: false,
+            json,
+            fancy: is_colourful() && !json,
+        }
+    }
+
+    /// What was asked for, on stdout.
+    pub(crate) fn result(self, text: &str) {
+        // A reader that closed the pipe has seen enough.
+        let _closed = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    /// Something good to know, on stderr.
+    pub(crate) fn notice(self, text: &str) {
+        if !self.quiet && !self.json {
+            say_in_time(text.to_owned());
+        }
+    }
+
+    /// Something that should be looked at though it stops nothing; with `--json-logs` as a JSON line.
+    pub(crate) fn warning(self, text: &str) {
+        if self.json {
+            say_in_time(json_line("warning", text));
+        } else {
+            self.notice(text);
+        }
+    }
+
+    /// An error, on stderr; with `--json-logs` as a JSON line.
+    pub(crate) fn error(self, text: &str) {
+        say_in_time(if self.json {
+            json_line("error", text)
+        } else {
+            text.to_owned()
+        });
+    }
+}
+
+fn is_colourful() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn json_line(event: &str, text: &str) -> String {
+    let ts = rfc3339(SystemTime::now());
+    json!({"ts": ts, "event": event, "message": text.trim_end()}).to_string()
+}
+
+fn say_in_time(text: String) {
+    let (done, said) = channel();
+    let saying = std::thread::Builder::new().spawn(move || {
+        say(&text);
+        let _nobody_waits = done.send(());
+    });
+    if saying.is_ok() {
+        let _late = said.recv_timeout(PATIENCE);
+    }
+}
+
+/// Developer logs as JSON lines, one per write.
+#[derive(Debug)]
+pub(super) struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        say(&json_line("log", &String::from_utf8_lossy(bytes)));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

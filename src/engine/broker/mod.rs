@@ -1,0 +1,139 @@
+//! Lending: rows get a lease on an engine, in the order they asked, while it can take them.
+//!
+//! Each engine has one gate. It bounds the requests in flight, and it closes when the engine cannot
+//! take work, so that an outage costs waiting time and never a row.
+
+mod gate;
+mod pace;
+
+pub use gate::Lease;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::client::openai::OpenAi;
+use crate::engine::{SetupError, SharedEngine, Stop};
+use crate::event::EventSender;
+use crate::plan::EngineIx;
+use crate::spec::{Backend, Concurrency, EngineSpec};
+use gate::Gate;
+
+/// The engines of a run. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    gates: Vec<Arc<Gate>>,
+    events: EventSender,
+    stopped: CancellationToken,
+}
+
+/// What one engine is doing, for progress lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineLoad {
+    /// Its name.
+    pub engine: String,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Requests that wait for a lease.
+    pub waiting: usize,
+    /// Requests it may have in flight.
+    pub limit: usize,
+    /// Why rows wait for it, while they do.
+    pub cause: Option<String>,
+}
+
+impl Broker {
+    /// Sets up the engines of a plan, in its order. Connects to nothing.
+    ///
+    /// # Errors
+    /// A declaration that cannot work: no such environment variable, no valid address.
+    pub fn new(specs: &[EngineSpec], events: EventSender) -> Result<Self, SetupError> {
+        let mut broker = Self::empty(events);
+        for spec in specs {
+            let engine: SharedEngine = match spec.backend {
+                Backend::OpenAi => Arc::new(OpenAi::new(spec)?),
+            };
+            broker = broker.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait);
+        }
+        Ok(broker)
+    }
+
+    /// No engines yet.
+    pub fn empty(events: EventSender) -> Self {
+        Self {
+            gates: Vec::new(),
+            events,
+            stopped: CancellationToken::new(),
+        }
+    }
+
+    /// Adds an engine that the library's user made; or puts it in the place of the one of that name.
+    #[must_use]
+    pub fn with_engine(
+        mut self,
+        name: &str,
+        engine: SharedEngine,
+        concurrency: Concurrency,
+        engine_wait: Duration,
+    ) -> Self {
+        let gate = Gate::new(name, engine, concurrency, engine_wait, self.events.clone());
+        match self.gates.iter_mut().find(|gate| gate.name() == name) {
+            Some(place) => *place = gate,
+            None => self.gates.push(gate),
+        }
+        self
+    }
+
+    /// The index of an engine by its name.
+    pub fn index(&self, name: &str) -> Option<EngineIx> {
+        self.gates
+            .iter()
+            .position(|gate| gate.name() == name)
+            .map(EngineIx)
+    }
+
+    /// The engine itself, to prepare and render requests.
+    pub fn engine(&self, engine: EngineIx) -> Option<&SharedEngine> {
+        self.gates.get(engine.0).map(|gate| gate.engine())
+    }
+
+    /// Waits for a place at an engine, first come, first served. Dropping the lease gives it back;
+    /// dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// [`Stop`], when the run was stopped or the engine is given up.
+    pub async fn acquire(&self, engine: EngineIx) -> Result<Lease, Stop> {
+        match self.gates.get(engine.0) {
+            Some(gate) => gate.acquire().await,
+            None => Err(Stop::Interrupted),
+        }
+    }
+
+    /// Takes no more requests: everyone who waits gets [`Stop::Interrupted`]; running calls go on.
+    pub fn stop(&self) {
+        self.stopped.cancel();
+        for gate in &self.gates {
+            gate.stop(Stop::Interrupted);
+        }
+    }
+
+    /// Sleeps, unless the run is stopped meanwhile.
+    pub async fn pause(&self, duration: Duration) -> Result<(), Stop> {
+        tokio::select! {
+            () = tokio::time::sleep(duration) => Ok(()),
+            () = self.stopped.cancelled() => Err(Stop::Interrupted),
+        }
+    }
+
+    /// What every engine is doing.
+    pub fn load(&self) -> Vec<EngineLoad> {
+        self.gates.iter().map(|gate| gate.load()).collect()
+    }
+}
+
+/// The pause after the `n`-th failure in a row (from 0): 0.5 s · 2ⁿ, at most 30 s, ± 20 %.
+pub(crate) fn backoff(n: u32) -> Duration {
+    let seconds = (0.5 * 2_f64.powi(n.min(10).cast_signed())).min(30.0);
+    Duration::from_secs_f64(seconds * (0.8 + 0.4 * fastrand::f64()))
+}

@@ -1,0 +1,243 @@
+//! One HTTP exchange under its clocks.
+
+use std::error::Error as _;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::fault;
+use crate::engine::{CallError, Pressure};
+use crate::row::ErrorKind;
+use crate::spec::{EngineSpec, Timeouts};
+
+/// How long an unused connection is kept. Uvicorn (vLLM) closes them after 5 s; writing into one
+/// that is just being closed would cost a row a try.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// Posts bodies to one address.
+pub(super) struct Http {
+    client: reqwest::Client,
+    url: reqwest::Url,
+    headers: HeaderMap,
+    timeout: Timeouts,
+    max_reply: u64,
+    /// What must never be shown: the key and the values of the user's headers.
+    secrets: Vec<String>,
+}
+
+/// An HTTP answer, whatever its status.
+pub(super) struct Answered {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Vec<u8>,
+}
+
+impl Http {
+    /// A client for `{endpoint}{path}`; the error says what is wrong with the declaration.
+    pub(super) fn new(spec: &EngineSpec, path: &str) -> Result<Self, String> {
+        let url = format!("{}{path}", spec.endpoint.trim_end_matches('/'));
+        // The address may carry a password: errors do not repeat it.
+        let url = reqwest::Url::parse(&url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+            .ok_or("`endpoint` must be an http:// or https:// address, like http://127.0.0.1:8000/v1")?;
+        let mut secrets = Vec::new();
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            reqwest::header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        for (name, value) in &spec.headers {
+            let key = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| format!("`{name}` in `headers` is not a header name"))?;
+            headers.insert(
+                key,
+                secret(value).ok_or(format!("the header `{name}` has a value that HTTP forbids"))?,
+            );
+            secrets.push(value.clone());
+        }
+        if let Some(name) = &spec.api_key_env {
+            let key = std::env::var(name)
+                .ok()
+                .map(|key| key.trim().to_owned())
+                .filter(|key| !key.is_empty())
+                .ok_or(format!(
+                    "the environment variable {name} (`api_key_env`) is not set"
+                ))?;
+            let value = secret(&format!("Bearer {key}")).ok_or(format!(
+                "{name} (`api_key_env`) holds characters that HTTP forbids"
+            ))?;
+            headers.insert(reqwest::header::AUTHORIZATION, value);
+            secrets.push(key);
+        }
+        secrets.extend(url.password().map(Into::into));
+        // Short values are no secrets, and replacing them would garble messages.
+        secrets.retain(|secret| secret.len() >= 6);
+        Ok(Self {
+            client: client(&url, spec.timeout.connect)?,
+            url,
+            headers,
+            timeout: spec.timeout,
+            max_reply: spec.max_reply,
+            secrets,
+        })
+    }
+
+    /// Sends one body and reads the whole answer.
+    pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
+        match tokio::time::timeout(self.timeout.total, self.exchange(body, turn)).await {
+            Ok(result) => result,
+            Err(_) => Err(late("the reply took longer than `timeout.total`")),
+        }
+    }
+
+    async fn exchange(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
+        let sending = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers.clone())
+            .header("x-chainette-attempt", turn)
+            .body(body)
+            .send();
+        let mut response = match tokio::time::timeout(self.timeout.first_byte, sending).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(broken(&error)),
+            Err(_) => return Err(late("no byte of the reply came within `timeout.first_byte`")),
+        };
+        let status = response.status().as_u16();
+        let retry_after = header(&response, "retry-after-ms")
+            .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
+            .or_else(|| fault::retry_after(header(&response, "retry-after")?, SystemTime::now()));
+        let mut body = Vec::new();
+        loop {
+            match tokio::time::timeout(self.timeout.between_bytes, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => {
+                    if (body.len() + chunk.len()) as u64 > self.max_reply {
+                        return Err(CallError::Refused {
+                            kind: ErrorKind::Http,
+                            message: "the reply is larger than `max_reply`".to_owned(),
+                        });
+                    }
+                    body.extend_from_slice(&chunk);
+                }
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => return Err(broken(&error)),
+                Err(_) => return Err(late("the reply paused for longer than `timeout.between_bytes`")),
+            }
+        }
+        Ok(Answered {
+            status,
+            retry_after,
+            body,
+        })
+    }
+
+    /// Takes every secret out of a text that a server sent.
+    pub(super) fn redact(&self, text: String) -> String {
+        self.secrets.iter().fold(text, |text, secret| {
+            if text.contains(secret.as_str()) {
+                text.replace(secret.as_str(), "***")
+            } else {
+                text
+            }
+        })
+    }
+}
+
+/// A header value that no log shows.
+fn secret(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn header<'a>(response: &'a reqwest::Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+/// The HTTP client. It neither retries nor follows redirects: both would hide what happened.
+fn client(url: &reqwest::Url, connect: Duration) -> Result<reqwest::Client, String> {
+    let builder = reqwest::Client::builder()
+        .http1_only()
+        .connect_timeout(connect)
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(usize::MAX)
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .user_agent(concat!("chainette/", env!("CARGO_PKG_VERSION")));
+    let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    let builder = if local { builder.no_proxy() } else { builder };
+    let builder = if url.scheme() == "https" {
+        // Fails only if someone chose a provider before; then theirs is used.
+        let _chosen = rustls::crypto::ring::default_provider().install_default();
+        builder
+    } else {
+        // Without TLS nothing may depend on the machine having certificates.
+        builder.tls_backend_preconfigured(no_certificates()?)
+    };
+    builder
+        .build()
+        .map_err(|error| format!("cannot set up TLS: {}", root_cause(&error)))
+}
+
+fn no_certificates() -> Result<rustls::ClientConfig, String> {
+    Ok(
+        rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth(),
+    )
+}
+
+fn late(message: &str) -> CallError {
+    CallError::Transport {
+        kind: ErrorKind::Timeout,
+        message: message.to_owned(),
+    }
+}
+
+/// No connection is the engine's fault and costs the row nothing; one that broke costs a try.
+fn broken(error: &reqwest::Error) -> CallError {
+    if !error.is_connect() {
+        return CallError::Transport {
+            kind: ErrorKind::Http,
+            message: "the connection broke before the reply was complete".to_owned(),
+        };
+    }
+    let cause = root_cause(error);
+    let lower = cause.to_lowercase();
+    if lower.contains("certificate") {
+        return CallError::Fatal {
+            message: format!("cannot be trusted ({cause}); check `endpoint` and this machine's certificates"),
+        };
+    }
+    // Addresses and operating system codes differ from run to run.
+    let message = if error.is_timeout() {
+        "no connection within `timeout.connect`"
+    } else if lower.contains("refused") {
+        "connection refused"
+    } else if lower.contains("dns") || lower.contains("lookup") || lower.contains("resolve") {
+        "the host name of `endpoint` cannot be resolved"
+    } else {
+        "no connection"
+    };
+    CallError::Engine {
+        message: message.to_owned(),
+        retry_after: None,
+        pressure: Pressure::Down,
+    }
+}
+
+/// The innermost error, which names the cause and no address.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause = error.source();
+    let mut text = String::new();
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    fault::one_line(&text)
+}

@@ -1,0 +1,9 @@
+//! Adapters: one per wire protocol.
+
+pub mod openai;
+pub mod schema;
+
+mod fault;
+mod http;
+mod merge;
+mod restore;

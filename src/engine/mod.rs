@@ -1,0 +1,174 @@
+//! Who answers: engines turn requests into replies.
+//!
+//! `client` talks one wire protocol and neither retries nor queues; `broker` lends engines to
+//! rows and keeps rows waiting while an engine cannot take work.
+
+pub mod broker;
+pub mod client;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::engine::client::schema::PreparedSchema;
+use crate::event::Usage;
+use crate::row::ErrorKind;
+use crate::spec::Sampling;
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: Role,
+    /// Its text.
+    pub content: String,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The system prompt.
+    System,
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// What a Step asks, before an adapter renders it for its wire.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The conversation.
+    pub messages: &'a [Message],
+    /// What the reply must match, as [`Engine::prepare`] made it; none for free text.
+    pub schema: Option<&'a PreparedSchema>,
+    /// Sampling, with the attempt's seed and token limit already applied.
+    pub sampling: &'a Sampling,
+}
+
+/// A request as it goes over the wire.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// The body, byte for byte.
+    pub body: bytes::Bytes,
+    /// BLAKE3 over the engine's identity (name, backend, model) and the body: the ledger's key.
+    pub digest: [u8; 32],
+}
+
+/// Why the model stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It was done.
+    Stop,
+    /// The token limit.
+    Length,
+    /// The server itself found the output unusable; the text is its message.
+    Rejected,
+}
+
+/// What came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The answer's text.
+    pub text: String,
+    /// Reasoning text, when the engine returned it apart.
+    pub reasoning: Option<String>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens.
+    pub usage: Usage,
+}
+
+/// What an engine fault says about the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// It is not there: connection refused, model still loading.
+    Down,
+    /// 503: it is there and takes nothing.
+    Overloaded,
+    /// 429: it works, but wants less.
+    Busy,
+}
+
+/// Why no reply came, by what it means for the row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The engine cannot take work now; the row waits and loses nothing.
+    #[error("{message}")]
+    Engine {
+        /// What it said.
+        message: String,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+        /// What it means for the other rows.
+        pressure: Pressure,
+    },
+    /// This try failed though the engine lives (500, timeout, broken connection): counts against `retries.transport`.
+    #[error("{message}")]
+    Transport {
+        /// [`ErrorKind::Http`] or [`ErrorKind::Timeout`].
+        kind: ErrorKind,
+        /// What happened.
+        message: String,
+    },
+    /// The engine will never take this request (400, too long).
+    #[error("{message}")]
+    Refused {
+        /// [`ErrorKind::Http`] or [`ErrorKind::ContextLength`].
+        kind: ErrorKind,
+        /// What it said.
+        message: String,
+    },
+    /// No request can succeed (401, 403, unknown model): the run stops.
+    #[error("{message}")]
+    Fatal {
+        /// What it said and what to do.
+        message: String,
+    },
+}
+
+/// An adapter: talks one wire protocol to one engine. It neither retries nor queues.
+pub trait Engine: Send + Sync {
+    /// Rewrites an output model's JSON Schema to what this wire takes. Once per Step; `name` is the
+    /// Step's id.
+    fn prepare(&self, name: &str, schema: &serde_json::Value) -> PreparedSchema;
+
+    /// Renders a request for the wire. Pure.
+    fn render(&self, request: &Request<'_>) -> Rendered;
+
+    /// Sends a rendered request and reads the reply. `turn` numbers the tries of one row's question.
+    fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>>;
+}
+
+/// A shared engine.
+pub type SharedEngine = Arc<dyn Engine>;
+
+/// An engine that cannot be set up from its declaration: bad usage, nothing was run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("engine `{engine}`: {message}")]
+pub struct SetupError {
+    /// The engine's name.
+    pub engine: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Why a run cannot go on; the same command resumes it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Stop {
+    /// The run was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// No request to this engine can succeed, or none did for `engine_wait`.
+    #[error("engine `{engine}` {message}")]
+    Engine {
+        /// The engine's name.
+        engine: String,
+        /// Last cause and next step.
+        message: String,
+    },
+    /// An answer could not be kept: without it a resumed run would ask (and pay) again.
+    #[error("cannot write an answer to the run's ledger")]
+    Ledger(#[source] Arc<std::io::Error>),
+}

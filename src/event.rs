@@ -1,0 +1,256 @@
+//! Facts about the flow: what happened, as data. Nobody here prints.
+
+use std::sync::Arc;
+
+use crate::row::ErrorKind;
+
+/// One fact about a run; per chunk or per change, never per row.
+///
+/// The names on the wire (`--json-logs`) are [`Event::name`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The run begins (or goes on).
+    RunStarted {
+        /// The run's id, kept over resumes.
+        run_id: String,
+        /// The chain's name.
+        chain: String,
+        /// Input rows, when they could be counted cheaply.
+        total: Option<u64>,
+    },
+    /// An unfinished run is taken up again.
+    Resumed {
+        /// Input rows already committed.
+        rows: u64,
+        /// Answers in the ledger that will not be asked again.
+        answers: u64,
+    },
+    /// A chunk was read and goes into the plan.
+    ChunkStarted {
+        /// The chunk's number.
+        seq: u64,
+        /// Its input rows.
+        rows: u64,
+    },
+    /// A chunk was committed.
+    ChunkFinished {
+        /// The chunk's number.
+        seq: u64,
+        /// Its input rows.
+        rows: u64,
+        /// Failed rows among them.
+        failed: u64,
+    },
+    /// How many rows a node has to do, as far as known.
+    StepTotal {
+        /// The node's id.
+        node: String,
+        /// Rows that will arrive.
+        total: u64,
+    },
+    /// Rows a node brought to an end since the last such event.
+    RowsFinished {
+        /// The node's id.
+        node: String,
+        /// Rows that got their fate.
+        rows: u64,
+    },
+    /// Rows that failed at a node since the last such event.
+    RowsFailed {
+        /// The node's id (`chain_input` for bad input lines).
+        node: String,
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// How many.
+        count: u64,
+        /// One message.
+        example: String,
+    },
+    /// An engine refuses work for now; rows wait.
+    EngineWaiting {
+        /// The engine's name.
+        engine: String,
+        /// What it said.
+        reason: String,
+        /// Seconds until it is asked again.
+        retry_in_s: f64,
+    },
+    /// An engine answers (again).
+    EngineReady {
+        /// The engine's name.
+        engine: String,
+    },
+    /// A shard is complete and has its final name.
+    ShardRolled {
+        /// Path below OUT.
+        path: String,
+        /// Its lines.
+        rows: u64,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// All that was committed up to here is on disk.
+    Checkpoint {
+        /// Input rows committed.
+        rows: u64,
+    },
+    /// Something the user should know that stops nothing.
+    Warning {
+        /// The sentence.
+        message: String,
+    },
+    /// The run ended.
+    RunFinished(RunStats),
+}
+
+impl Event {
+    /// The name in `--json-logs`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::RunStarted { .. } => "run_started",
+            Self::Resumed { .. } => "resumed",
+            Self::ChunkStarted { .. } => "chunk_started",
+            Self::ChunkFinished { .. } => "chunk_finished",
+            Self::StepTotal { .. } => "step_total",
+            Self::RowsFinished { .. } => "rows_finished",
+            Self::RowsFailed { .. } => "rows_failed",
+            Self::EngineWaiting { .. } => "engine_waiting",
+            Self::EngineReady { .. } => "engine_ready",
+            Self::ShardRolled { .. } => "shard_rolled",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Warning { .. } => "warning",
+            Self::RunFinished(_) => "run_finished",
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RunState {
+    /// Still going.
+    #[default]
+    Running,
+    /// Every row is accounted for.
+    Finished,
+    /// Stopped by an error; the same command goes on.
+    Stopped,
+    /// Stopped by Ctrl-C or SIGTERM; the same command goes on.
+    Interrupted,
+}
+
+impl RunState {
+    /// The name in `run_finished`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// Tokens as the engines counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the requests.
+    pub prompt_tokens: u64,
+    /// Tokens of the replies.
+    pub completion_tokens: u64,
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.completion_tokens += other.completion_tokens;
+    }
+}
+
+/// The sums of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunStats {
+    /// How it ended.
+    pub state: RunState,
+    /// Input rows committed, over all resumes.
+    pub rows_in: u64,
+    /// Lines in `flattened/`.
+    pub rows_out: u64,
+    /// Lines in `errors/`.
+    pub rows_failed: u64,
+    /// Input rows that were committed before this process started.
+    pub rows_resumed: u64,
+    /// Seconds of this process.
+    pub seconds: f64,
+    /// Tokens of the committed rows.
+    pub usage: Usage,
+}
+
+/// Where facts go. Cheap to clone; never blocks the sender.
+#[derive(Clone)]
+pub struct EventSender(Arc<dyn Fn(Event) + Send + Sync>);
+
+impl EventSender {
+    /// Sends every event to `f`, which must not block.
+    pub fn new(f: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+
+    /// Drops every event.
+    pub fn none() -> Self {
+        Self::new(|_| {})
+    }
+
+    /// Sends one event.
+    pub fn send(&self, event: Event) {
+        (self.0)(event);
+    }
+}
+
+impl std::fmt::Debug for EventSender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EventSender")
+    }
+}
+
+/// What a run is at, asked for when a progress line is due.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Finished rows of chunks that are not complete.
+    pub rows_waiting: u64,
+    /// The first row that is not written.
+    pub behind: Option<u64>,
+    /// What the engines are at, one phrase each.
+    pub engines: Vec<String>,
+}
+
+/// A count over a run, for progress lines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Input rows committed before this process started.
+    pub rows_before: u64,
+    /// Input rows committed by this process.
+    pub rows: u64,
+    /// Failed rows among them.
+    pub failed: u64,
+    /// Input rows in all, if known.
+    pub total: Option<u64>,
+    /// Rows done by node, in the order in which nodes first finished rows.
+    pub nodes: indexmap::IndexMap<String, u64>,
+    /// Seconds since this process started the run.
+    pub seconds: f64,
+    /// Rows per second over the last interval.
+    pub recent: f64,
+    /// What the run is at right now.
+    pub status: Status,
+    /// Events that a slow reader missed.
+    pub dropped: u64,
+}
+
+/// A reader of the event stream. It runs on a thread of its own and may be slow.
+pub trait Report: Send {
+    /// Something happened, at this time.
+    fn event(&mut self, at: std::time::SystemTime, event: &Event, progress: &Progress);
+
+    /// Ten seconds have passed.
+    fn tick(&mut self, progress: &Progress);
+}

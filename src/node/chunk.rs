@@ -1,0 +1,91 @@
+//! From raw input rows to walks through the plan.
+
+use futures::FutureExt;
+
+use crate::engine::Stop;
+use crate::row::{ErrorKind, Record, RowId};
+use crate::source::{Chunk, MAX_ROW_BYTES, RawRow};
+
+use super::lines;
+use super::output::Output;
+use super::walk::{Origin, Walker};
+
+/// A row that is ready to go, or failed already.
+#[derive(Debug)]
+pub struct Arrival {
+    id: RowId,
+    origin: Origin,
+    record: Result<Record, String>,
+    raw: Vec<u8>,
+}
+
+impl Walker {
+    /// Reads a raw row.
+    pub fn arrival(&self, row: &RawRow, data: &[u8]) -> Arrival {
+        let bytes = data.get(row.span.clone()).unwrap_or_default();
+        let record = if row.too_long {
+            Err(format!("the line is longer than {} MiB", MAX_ROW_BYTES >> 20))
+        } else {
+            match std::str::from_utf8(bytes) {
+                Err(error) => Err(format!("not valid UTF-8 at byte {}", error.valid_up_to() + 1)),
+                Ok(text) => Record::parse(text).map_err(|error| error.to_string()),
+            }
+        };
+        let raw = if record.is_err() {
+            bytes.get(..bytes.len().min(8192)).unwrap_or_default().to_vec()
+        } else {
+            vec![]
+        };
+        let origin = Origin {
+            file: row.file.clone(),
+            line: row.line,
+        };
+        Arrival {
+            id: RowId::root(row.ordinal),
+            origin,
+            record,
+            raw,
+        }
+    }
+
+    /// Leads one row to its end.
+    pub async fn arrived(&self, row: Arrival, out: &mut Output) -> Result<(), Stop> {
+        let Arrival {
+            id,
+            origin,
+            record,
+            raw,
+        } = row;
+        let (message, shown) = match &record {
+            Err(message) => (message.clone(), Err(raw.as_slice())),
+            Ok(record) => {
+                let model = self.plan.input_model.as_ref();
+                match model.map_or(Ok(()), |model| model.validate(&record.to_json())) {
+                    Ok(()) => return self.row(id, record.clone(), &origin, out).await,
+                    Err(message) => (format!("does not match input_model: {message}"), Ok(record)),
+                }
+            }
+        };
+        out.input_row(true);
+        out.failure(None, ErrorKind::InvalidInput, &message);
+        lines::bad_input(&mut out.errors, &id, &origin, &message, shown);
+        Ok(())
+    }
+
+    /// True when rows ask engines, so that each must be led on its own.
+    pub fn asks(&self) -> bool {
+        self.plan.asks(&self.plan.main.0)
+    }
+
+    /// Leads all rows of a chunk to their ends at once; only for plans that ask nobody.
+    pub fn chunk(&self, chunk: &Chunk) -> Option<Result<Output, Stop>> {
+        async {
+            let mut out = self.output();
+            for row in &chunk.rows {
+                self.arrived(self.arrival(row, &chunk.data), &mut out).await?;
+            }
+            Ok(out)
+        }
+        .now_or_never()
+    }
+}

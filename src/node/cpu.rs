@@ -1,0 +1,77 @@
+//! The one way to CPU work: a pool of threads beside the async ones.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+use crate::expr::jq;
+
+const STACK: usize = 64 << 20;
+
+/// Threads for parsing, jq and closures; cheap to clone.
+#[derive(Clone)]
+pub struct Cpu(Arc<ThreadPool>);
+
+impl Cpu {
+    /// A pool with one thread per core.
+    pub fn new() -> Result<Self, ThreadPoolBuildError> {
+        let pool = ThreadPoolBuilder::new()
+            .thread_name(|i| format!("cpu-{i}"))
+            .stack_size(STACK)
+            .start_handler(|_| jq::set_stack(STACK / 4 * 3))
+            .build()?;
+        Ok(Self(Arc::new(pool)))
+    }
+
+    /// Threads in the pool.
+    pub fn threads(&self) -> usize {
+        self.0.current_num_threads()
+    }
+
+    /// Runs `f` on the pool, some time.
+    pub fn spawn(&self, f: impl FnOnce() + Send + 'static) {
+        self.0.spawn(f);
+    }
+
+    /// Runs `f` on the pool and waits for it; on the pool already, runs it at once.
+    ///
+    /// None when `f` panicked.
+    pub async fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if on_pool() {
+            return Some(f());
+        }
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.0.spawn(move || {
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+            // The receiver is gone when the run was abandoned; nobody wants the result then.
+            let _unwanted = send.send(done.ok());
+        });
+        receive.await.ok().flatten()
+    }
+}
+
+/// True on a thread of a CPU pool.
+pub(super) fn on_pool() -> bool {
+    rayon::current_thread_index().is_some()
+}
+
+/// Ends the part of a row's way that runs on the CPU pool: the next poll comes from the async side.
+pub(super) async fn leave() {
+    struct Leave;
+    impl Future for Leave {
+        type Output = ();
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            if !on_pool() {
+                return Poll::Ready(());
+            }
+            // Whoever polls on the pool hands the future over; combinators in between poll again
+            // only what was woken.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    }
+    Leave.await;
+}

@@ -1,0 +1,350 @@
+//! A Step: prompt → engine → reply → output, asked again where that can help.
+
+use std::sync::Arc;
+
+use super::answer::{Answer, AnswerKey, Answers};
+use super::cpu;
+use super::reply;
+use super::retry::Tries;
+use crate::engine::broker::Broker;
+use crate::engine::client::schema::PreparedSchema;
+use crate::engine::{CallError, Finish, Message, Rendered, Reply, Request, Role, SharedEngine, Stop};
+use crate::event::Usage;
+use crate::expr::model::Model;
+use crate::plan::{EngineIx, Node, StepPlan};
+use crate::row::{ErrorKind, Record, RowError, RowId, write_str};
+use crate::spec::{Retries, Sampling};
+
+/// One Step of a plan, ready to ask.
+pub struct Step {
+    node: String,
+    engine: EngineIx,
+    adapter: SharedEngine,
+    broker: Arc<Broker>,
+    answers: Arc<dyn Answers>,
+    schema: Option<PreparedSchema>,
+    sampling: Sampling,
+    retries: Retries,
+}
+
+/// What a Step is made of, for callers without a plan.
+#[derive(Clone, Debug)]
+pub struct StepSettings {
+    /// The Step's id.
+    pub node: String,
+    /// Who answers.
+    pub engine: EngineIx,
+    /// The output model's JSON Schema; none for free text.
+    pub schema: Option<serde_json::Value>,
+    /// Sampling of the first try.
+    pub sampling: Sampling,
+    /// How often to ask again.
+    pub retries: Retries,
+}
+
+/// One row's question.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// The row.
+    pub row_id: &'a RowId,
+    /// The rendered system prompt.
+    pub system: Option<String>,
+    /// The rendered user prompt.
+    pub user: String,
+    /// The node's output model, which the reply is checked against.
+    pub model: Option<&'a Model>,
+}
+
+/// What came of a row at a Step.
+#[derive(Clone, Debug)]
+pub struct StepOutcome {
+    /// The output with the engine's reasoning text, or why there is none.
+    pub result: Result<(Record, Option<Arc<str>>), RowError>,
+    /// Tokens of all tries.
+    pub usage: Usage,
+}
+
+/// The longest part of a bad reply that is shown to the model again, in characters.
+const MAX_QUOTE: usize = 2_000;
+
+/// What to do after a reply.
+enum Verdict {
+    Done(Record),
+    Again,
+    Failed(ErrorKind, String),
+}
+
+impl Step {
+    /// Sets up a plan's Step; none if the broker does not know its engine.
+    pub fn new(node: &Node, step: &StepPlan, broker: Arc<Broker>, answers: Arc<dyn Answers>) -> Option<Self> {
+        let settings = StepSettings {
+            node: node.id.clone(),
+            engine: step.engine,
+            schema: node
+                .model
+                .as_ref()
+                .filter(|_| !step.free_text)
+                .map(|model| model.schema().clone()),
+            sampling: step.sampling.clone(),
+            retries: step.retries,
+        };
+        Self::from_settings(settings, broker, answers)
+    }
+
+    /// Sets up a Step without a plan; none if the broker does not know its engine.
+    pub fn from_settings(
+        settings: StepSettings,
+        broker: Arc<Broker>,
+        answers: Arc<dyn Answers>,
+    ) -> Option<Self> {
+        let adapter = Arc::clone(broker.engine(settings.engine)?);
+        let schema = settings
+            .schema
+            .as_ref()
+            .map(|schema| adapter.prepare(&settings.node, schema));
+        Some(Self {
+            node: settings.node,
+            engine: settings.engine,
+            adapter,
+            broker,
+            answers,
+            schema,
+            sampling: settings.sampling,
+            retries: settings.retries,
+        })
+    }
+
+    /// The request of a row's first try (also what `--dry-run` shows).
+    pub fn first_request(&self, system: Option<&str>, user: &str) -> Rendered {
+        self.render(&first_messages(system, user), &self.sampling)
+    }
+
+    /// Asks until there is an output or the row has failed. Answers that the ledger has are not
+    /// asked for again; every new one is kept before it is used.
+    ///
+    /// # Errors
+    /// [`Stop`], when the run cannot go on; the row then has no fate yet.
+    pub async fn ask(&self, question: Question<'_>) -> Result<StepOutcome, Stop> {
+        let mut messages = first_messages(question.system.as_deref(), &question.user);
+        let mut talk = Talk {
+            base: messages.len(),
+            tries: Tries::default(),
+            usage: Usage::default(),
+            last: None,
+        };
+        loop {
+            let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
+            let (answer, live) = self.turn(&question, talk.tries.turn, &rendered).await?;
+            talk.tries.turn += 1;
+            match answer {
+                Answer::Refused { kind, message } => return Ok(talk.failed(kind, message)),
+                Answer::Fault { kind, message } => {
+                    talk.tries.faults += 1;
+                    if talk.tries.faults > self.retries.transport {
+                        return Ok(talk.failed(kind, message));
+                    }
+                    if live {
+                        self.broker.pause(talk.tries.pause()).await?;
+                    }
+                }
+                Answer::Reply(reply) => {
+                    talk.tries.replies += 1;
+                    talk.usage += reply.usage;
+                    match self.judge(&mut talk, &mut messages, &reply, question.model) {
+                        Verdict::Done(record) => {
+                            return Ok(StepOutcome {
+                                result: Ok((record, reply.reasoning.map(Into::into))),
+                                usage: talk.usage,
+                            });
+                        }
+                        Verdict::Again => talk.last = Some(reply.text),
+                        Verdict::Failed(kind, message) => {
+                            talk.last = Some(reply.text);
+                            return Ok(talk.failed(kind, message));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn render(&self, messages: &[Message], sampling: &Sampling) -> Rendered {
+        self.adapter.render(&Request {
+            messages,
+            schema: self.schema.as_ref(),
+            sampling,
+        })
+    }
+
+    /// One try: from the ledger, else live; true when it was live.
+    async fn turn(
+        &self,
+        question: &Question<'_>,
+        turn: u32,
+        rendered: &Rendered,
+    ) -> Result<(Answer, bool), Stop> {
+        let key = AnswerKey {
+            node: &self.node,
+            row_id: question.row_id,
+            turn,
+            digest: rendered.digest,
+        };
+        if let Some(answer) = self.answers.find(&key) {
+            return Ok((answer, false));
+        }
+        // The lease is held until the answer is on file: after a kill no more than the engine's
+        // concurrency is asked again.
+        let (answer, _lease) = loop {
+            // Rows queue up while they are still led one after another, so that they are asked in order;
+            // the call itself is not for the CPU pool.
+            let lease = self.broker.acquire(self.engine).await?;
+            cpu::leave().await;
+            match lease.call(rendered, turn).await {
+                Ok(reply) => break (Answer::Reply(reply), lease),
+                Err(CallError::Transport { kind, message }) => {
+                    break (Answer::Fault { kind, message }, lease);
+                }
+                Err(CallError::Refused { kind, message }) => {
+                    break (Answer::Refused { kind, message }, lease);
+                }
+                // The gate knows: the next lease comes when the engine is back, or never.
+                Err(CallError::Engine { .. } | CallError::Fatal { .. }) => {}
+            }
+        };
+        self.answers.keep(key, &answer).await.map_err(|error| {
+            // Now, while we hold the lease: whoever asks next would lose the answer as well.
+            self.broker.stop();
+            Stop::Ledger(Arc::new(error))
+        })?;
+        Ok((answer, true))
+    }
+
+    /// Decides on a reply, and sets up the next try if there is one.
+    fn judge(
+        &self,
+        talk: &mut Talk,
+        messages: &mut Vec<Message>,
+        reply: &Reply,
+        model: Option<&Model>,
+    ) -> Verdict {
+        if reply.finish == Finish::Rejected {
+            let problem = format!("the engine rejected its own output: {}", reply.text);
+            return self.bad(talk, ErrorKind::InvalidOutput, problem);
+        }
+        let problem = match (&self.schema, reply.finish) {
+            (None, Finish::Length) => None,
+            (None, _) => match text_record(&reply.text) {
+                Ok(record) => return Verdict::Done(record),
+                Err(problem) => Some(problem),
+            },
+            (Some(schema), _) => match output(schema, model, &reply.text) {
+                Ok(record) => return Verdict::Done(record),
+                Err(problem) => Some(problem),
+            },
+        };
+        if reply.finish == Finish::Length {
+            if reply::is_runaway(&reply.text) {
+                talk.tries.runaways += 1;
+                let message = "the reply ran in white space or repetition until it was cut";
+                if talk.tries.runaways > 1 {
+                    return Verdict::Failed(ErrorKind::Runaway, message.to_owned());
+                }
+                return self.bad(talk, ErrorKind::Runaway, message.to_owned());
+            }
+            if talk.tries.doubled.is_some() {
+                return Verdict::Failed(
+                    ErrorKind::Truncated,
+                    "the reply was cut at its token limit, and again at twice that limit".to_owned(),
+                );
+            }
+            talk.tries.double(&self.sampling, reply.usage.completion_tokens);
+            return Verdict::Again;
+        }
+        let problem = problem.unwrap_or_default();
+        let verdict = self.bad(talk, ErrorKind::InvalidOutput, problem.clone());
+        if matches!(verdict, Verdict::Again) {
+            messages.truncate(talk.base);
+            messages.push(Message {
+                role: Role::Assistant,
+                content: reply.text.chars().take(MAX_QUOTE).collect(),
+            });
+            messages.push(Message {
+                role: Role::User,
+                content: format!(
+                    "Your reply was not valid: {problem}. Reply again with only the corrected JSON."
+                ),
+            });
+        }
+        verdict
+    }
+
+    /// Counts a bad reply.
+    fn bad(&self, talk: &mut Talk, kind: ErrorKind, problem: String) -> Verdict {
+        talk.tries.bad += 1;
+        if talk.tries.bad > self.retries.output {
+            return Verdict::Failed(kind, problem);
+        }
+        Verdict::Again
+    }
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Step({})", self.node)
+    }
+}
+
+/// One row's conversation so far.
+struct Talk {
+    /// Messages of the question itself.
+    base: usize,
+    tries: Tries,
+    usage: Usage,
+    /// The last reply's text.
+    last: Option<String>,
+}
+
+impl Talk {
+    fn failed(self, kind: ErrorKind, message: String) -> StepOutcome {
+        StepOutcome {
+            result: Err(RowError {
+                kind,
+                message,
+                attempts: Some(self.tries.replies),
+                reply: self.last,
+            }),
+            usage: self.usage,
+        }
+    }
+}
+
+fn first_messages(system: Option<&str>, user: &str) -> Vec<Message> {
+    let message = |role, content: &str| Message {
+        role,
+        content: content.to_owned(),
+    };
+    system
+        .map(|text| message(Role::System, text))
+        .into_iter()
+        .chain([message(Role::User, user)])
+        .collect()
+}
+
+/// A reply as the Step's output; the error is the problem in one line.
+fn output(schema: &PreparedSchema, model: Option<&Model>, text: &str) -> Result<Record, String> {
+    let value = schema.restore(&reply::extract(text)?);
+    let record = Record::parse(&value).map_err(|error| error.to_string())?;
+    if let Some(model) = model {
+        model.validate(&record.to_json())?;
+    }
+    Ok(record)
+}
+
+/// Free text as a record.
+fn text_record(text: &str) -> Result<Record, String> {
+    let mut out = b"{\"text\":".to_vec();
+    write_str(&mut out, text);
+    out.push(b'}');
+    let out = String::from_utf8(out).map_err(|error| error.to_string())?;
+    Record::parse(&out).map_err(|error| error.to_string())
+}

@@ -1,0 +1,415 @@
+//! A row's way through the plan: nodes, fan-out, branches and joins.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+
+use crate::engine::Stop;
+use crate::expr::{Scope, when::When};
+use crate::plan::{ApplyPlan, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
+use crate::row::{ErrorKind, Named, Record, RowError, RowId};
+use crate::spec::OnError;
+
+use super::cpu::{self, Cpu};
+use super::lines;
+use super::output::{Fate, Output};
+use super::step::{Question, Step};
+
+/// Leads rows through one plan.
+pub struct Walker {
+    pub(super) plan: Arc<Plan>,
+    /// By node; none for Applies.
+    pub(super) steps: Vec<Option<Step>>,
+    pub(super) cpu: Cpu,
+}
+
+/// Where an input row came from, for its errors.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    /// The file, as the user named it.
+    pub file: Option<Arc<str>>,
+    /// The line in it, from 1.
+    pub line: u64,
+}
+
+/// A row on its way.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) id: RowId,
+    /// The input row.
+    pub(super) input: Record,
+    /// The current item.
+    pub(super) item: Record,
+    /// What every name of the plan holds on this row's line.
+    pub(super) names: Vec<Named>,
+    /// A node on this line emitted since the line began: the item is the line's own output.
+    pub(super) emitted: bool,
+}
+
+/// A failure on its way to `errors/`.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) row_id: RowId,
+    /// Chain order of the place, for sorting.
+    pub(super) order: usize,
+    pub(super) node: String,
+    /// The failing child, when a join made it the parent's failure.
+    pub(super) child: Option<RowId>,
+    /// The unjoined branch whose row this is.
+    pub(super) branch: Option<String>,
+    pub(super) error: RowError,
+}
+
+/// How the rows of a line ended.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Rows at the line's end, in order.
+    pub(super) rows: Vec<State>,
+    /// Rows that failed on this line.
+    pub(super) failed: Vec<Failure>,
+    /// Failures in unjoined branches off this line: done with, only to be written.
+    pub(super) aside: Vec<Failure>,
+}
+
+impl Ends {
+    fn append(&mut self, mut other: Self) {
+        self.rows.append(&mut other.rows);
+        self.failed.append(&mut other.failed);
+        self.aside.append(&mut other.aside);
+    }
+}
+
+/// What a node did with a row.
+enum Done {
+    /// The row goes on.
+    On,
+    /// It became several rows.
+    Children(Vec<Record>),
+    /// It ends here.
+    Filtered,
+    Failed(RowError),
+}
+
+impl Walker {
+    /// Leads rows through `plan`; `steps` by node, none for Applies.
+    pub fn new(plan: Arc<Plan>, steps: Vec<Option<Step>>, cpu: Cpu) -> Self {
+        Self { plan, steps, cpu }
+    }
+
+    /// Leads one input row to its end and writes what it leaves behind to `out`.
+    pub(super) async fn row(
+        &self,
+        id: RowId,
+        input: Record,
+        origin: &Origin,
+        out: &mut Output,
+    ) -> Result<(), Stop> {
+        let names = vec![Named::Unset; self.plan.names.len()];
+        let state = State {
+            id,
+            input: input.clone(),
+            item: input.clone(),
+            names,
+            emitted: false,
+        };
+        let ends = self.line(&self.plan.main.0, state, out).await?;
+        for row in &ends.rows {
+            lines::flattened(&mut out.flattened, &self.plan, row);
+        }
+        out.input_row(!ends.failed.is_empty());
+        let mut failures = ends.failed;
+        failures.extend(ends.aside);
+        failures.sort_by(|a, b| (&a.row_id, a.order).cmp(&(&b.row_id, b.order)));
+        for failure in &failures {
+            out.failure(Some(&failure.node), failure.error.kind, &failure.error.message);
+            lines::error(&mut out.errors, failure, origin, &input);
+        }
+        Ok(())
+    }
+
+    /// Leads a row along the rest of a line.
+    pub(super) fn line<'a>(
+        &'a self,
+        line: &'a [Item],
+        mut state: State,
+        out: &'a mut Output,
+    ) -> BoxFuture<'a, Result<Ends, Stop>> {
+        async move {
+            let mut ends = Ends::default();
+            let mut rest = line.iter();
+            while let Some(item) = rest.next() {
+                match item {
+                    Item::Node(ix) => match self.node(*ix, &mut state, out).await? {
+                        Done::On => {}
+                        Done::Filtered => return Ok(ends),
+                        Done::Failed(error) => {
+                            let node = self.node_at(*ix).map(|node| node.id.clone()).unwrap_or_default();
+                            ends.failed.push(Failure {
+                                row_id: state.id,
+                                order: ix.0,
+                                node,
+                                child: None,
+                                branch: None,
+                                error,
+                            });
+                            return Ok(ends);
+                        }
+                        Done::Children(records) => {
+                            ends.append(self.children(*ix, rest.as_slice(), &state, records, out).await?);
+                            return Ok(ends);
+                        }
+                    },
+                    Item::Group(group) => {
+                        if let Some(failure) = self.group(group, &mut state, out, &mut ends.aside).await? {
+                            ends.failed.push(failure);
+                            return Ok(ends);
+                        }
+                    }
+                }
+            }
+            ends.rows.push(state);
+            Ok(ends)
+        }
+        .boxed()
+    }
+
+    /// Leads each child of a fan-out along the rest of the line.
+    async fn children(
+        &self,
+        ix: NodeIx,
+        rest: &[Item],
+        parent: &State,
+        records: Vec<Record>,
+        out: &mut Output,
+    ) -> Result<Ends, Stop> {
+        let mut ends = Ends::default();
+        let mut children = Vec::with_capacity(records.len());
+        for (k, record) in records.into_iter().enumerate() {
+            let id = parent.id.child(u32::try_from(k).unwrap_or(u32::MAX));
+            let mut child = State { id, ..parent.clone() };
+            self.emit(ix, &mut child, record, out);
+            children.push(child);
+        }
+        if !self.plan.asks(rest) {
+            for child in children {
+                ends.append(self.line(rest, child, out).await?);
+            }
+            return Ok(ends);
+        }
+        let walks = children.into_iter().map(|child| async move {
+            let mut out = self.output();
+            let ends = self.line(rest, child, &mut out).await?;
+            Ok::<_, Stop>((ends, out))
+        });
+        for done in join_all(walks).await {
+            let (more, its) = done?;
+            ends.append(more);
+            out.append(its);
+        }
+        Ok(ends)
+    }
+
+    /// Runs one node on a row.
+    async fn node(&self, ix: NodeIx, state: &mut State, out: &mut Output) -> Result<Done, Stop> {
+        let Some(node) = self.node_at(ix) else {
+            return Ok(Done::On);
+        };
+        match self.holds(node.when.as_ref(), state) {
+            Ok(true) => {}
+            Ok(false) => {
+                out.fate(ix.0, Fate::Skipped);
+                set(state, node, Named::Null);
+                return Ok(Done::On);
+            }
+            Err(error) => return Ok(self.fail(ix, error, out)),
+        }
+        match &node.kind {
+            NodeKind::Step(step) => self.step(ix, node, step, state, out).await,
+            NodeKind::Apply(apply) => {
+                let done = match apply {
+                    // Cheap to reach on the pool itself: nothing is cloned there.
+                    _ if cpu::on_pool() => apply_to(node, apply, &self.scope(state)),
+                    _ => self.apply_elsewhere(ix, state).await,
+                };
+                Ok(match done {
+                    Err(error) => self.fail(ix, error, out),
+                    Ok(mut records) => {
+                        let fate = match records.len() {
+                            0 => Fate::Filtered,
+                            n => Fate::Emitted(u32::try_from(n).unwrap_or(u32::MAX)),
+                        };
+                        out.fate(ix.0, fate);
+                        match (records.pop(), records.is_empty()) {
+                            (None, _) => Done::Filtered,
+                            (Some(record), true) => {
+                                self.emit(ix, state, record, out);
+                                Done::On
+                            }
+                            (Some(last), false) => {
+                                records.push(last);
+                                Done::Children(records)
+                            }
+                        }
+                    }
+                })
+            }
+        }
+    }
+
+    fn fail(&self, ix: NodeIx, error: RowError, out: &mut Output) -> Done {
+        out.fate(ix.0, Fate::Failed);
+        Done::Failed(error)
+    }
+
+    /// Runs an Apply on the CPU pool for a row that is on the async side.
+    async fn apply_elsewhere(&self, ix: NodeIx, state: &State) -> Result<Vec<Record>, RowError> {
+        let (plan, state) = (self.plan.clone(), state.clone());
+        let work = move || match plan.nodes.get(ix.0) {
+            Some(
+                node @ Node {
+                    kind: NodeKind::Apply(apply),
+                    ..
+                },
+            ) => apply_to(node, apply, &scope(&plan, &state)),
+            _ => Ok(Vec::new()),
+        };
+        let crashed = || RowError::new(ErrorKind::Apply, "the Apply panicked on this row");
+        self.cpu.run(work).await.unwrap_or_else(|| Err(crashed()))
+    }
+
+    async fn step(
+        &self,
+        ix: NodeIx,
+        node: &Node,
+        plan: &StepPlan,
+        state: &mut State,
+        out: &mut Output,
+    ) -> Result<Done, Stop> {
+        let Some(Some(step)) = self.steps.get(ix.0) else {
+            return Ok(Done::On);
+        };
+        let prompts = {
+            let scope = self.scope(state);
+            let system = plan
+                .system
+                .as_ref()
+                .map(|template| template.render(&scope))
+                .transpose();
+            system.and_then(|system| Ok((system, plan.user.render(&scope)?)))
+        };
+        let result = match prompts {
+            Err(message) => Err(RowError::new(ErrorKind::Template, message)),
+            Ok((system, user)) => {
+                let model = node.model.as_ref().filter(|_| !plan.free_text);
+                let outcome = step
+                    .ask(Question {
+                        row_id: &state.id,
+                        system,
+                        user,
+                        model,
+                    })
+                    .await?;
+                out.usage(ix.0, outcome.usage);
+                outcome.result
+            }
+        };
+        match result {
+            Ok((record, reasoning)) => {
+                out.fate(ix.0, Fate::Emitted(1));
+                self.emit(ix, state, record, out);
+                if let (true, Some(text), Some(slot)) = (
+                    node.yield_output,
+                    reasoning,
+                    state.names.get_mut(plan.reasoning.0),
+                ) {
+                    *slot = Named::Text(text);
+                }
+                Ok(Done::On)
+            }
+            Err(_) if plan.on_error == OnError::Null => {
+                out.fate(ix.0, Fate::Nulled);
+                set(state, node, Named::Null);
+                Ok(Done::On)
+            }
+            Err(error) => Ok(self.fail(ix, error, out)),
+        }
+    }
+
+    /// Makes a record the row's current item and the node's output.
+    fn emit(&self, ix: NodeIx, state: &mut State, record: Record, out: &mut Output) {
+        let Some(node) = self.node_at(ix) else { return };
+        state.emitted = true;
+        if node.yield_output {
+            if let Some(written) = out.nodes.get_mut(ix.0) {
+                lines::node(written, &node.id, &state.id, &record);
+            }
+            set(state, node, Named::Record(record.clone()));
+        }
+        state.item = record;
+    }
+
+    pub(super) fn holds(&self, when: Option<&When>, state: &State) -> Result<bool, RowError> {
+        match when {
+            None => Ok(true),
+            Some(when) => when
+                .eval(&self.scope(state))
+                .map_err(|message| RowError::new(ErrorKind::Template, message)),
+        }
+    }
+
+    fn node_at(&self, ix: NodeIx) -> Option<&Node> {
+        self.plan.nodes.get(ix.0)
+    }
+
+    fn scope<'a>(&'a self, state: &'a State) -> Scope<'a> {
+        scope(&self.plan, state)
+    }
+
+    /// An empty output for this plan.
+    pub fn output(&self) -> Output {
+        Output::new(self.plan.nodes.len(), self.plan.branches.len())
+    }
+}
+
+fn scope<'a>(plan: &'a Plan, state: &'a State) -> Scope<'a> {
+    Scope {
+        row_id: &state.id,
+        item: &state.item,
+        chain_input: &state.input,
+        vars: &plan.vars,
+        names: &state.names,
+    }
+}
+
+/// Makes a node's name hold a value, if the node has a name.
+fn set(state: &mut State, node: &Node, value: Named) {
+    if let (true, Some(slot)) = (node.yield_output, state.names.get_mut(node.name.0)) {
+        *slot = value;
+    }
+}
+
+/// Runs an Apply and checks what it emits.
+fn apply_to(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>) -> Result<Vec<Record>, RowError> {
+    let failed = |message| RowError::new(ErrorKind::Apply, message);
+    let records = match apply {
+        ApplyPlan::Jq(program) => {
+            let mut records = Vec::new();
+            program.run(scope, &mut records).map_err(failed)?;
+            records
+        }
+        ApplyPlan::Closure(closure) => {
+            let run = std::panic::AssertUnwindSafe(|| (closure.run)(scope.item));
+            std::panic::catch_unwind(run)
+                .unwrap_or_else(|_| Err(format!("the closure `{}` panicked on this row", closure.name)))
+                .map_err(failed)?
+        }
+    };
+    if let Some(model) = &node.model {
+        for record in &records {
+            let checked = model.validate(&record.to_json());
+            checked.map_err(|message| RowError::new(ErrorKind::InvalidOutput, message))?;
+        }
+    }
+    Ok(records)
+}

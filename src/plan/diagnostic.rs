@@ -1,0 +1,170 @@
+//! The report: every problem of a chain, each with its line and a caret.
+
+use std::fmt;
+
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode,
+    ThemeCharacters, ThemeStyles,
+};
+
+use crate::spec::{Code, Problem, Problems, Sources};
+
+/// How a report is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// ASCII without colour (`NO_COLOR`, files, logs).
+    #[default]
+    Plain,
+    /// Colour and box characters.
+    Color,
+}
+
+/// All problems of a chain.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    problems: Vec<Problem>,
+    sources: Sources,
+}
+
+impl Report {
+    pub(super) fn new(problems: Problems, sources: Sources) -> Self {
+        Self {
+            problems: problems.into_sorted(),
+            sources,
+        }
+    }
+
+    /// The problems in the order of their places.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// True when there is nothing to report.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Draws every problem, and a last line that counts them.
+    pub fn render(&self, style: Style) -> String {
+        let theme = match style {
+            Style::Plain => GraphicalTheme {
+                characters: ThemeCharacters::ascii(),
+                styles: ThemeStyles::none(),
+            },
+            Style::Color => GraphicalTheme::unicode(),
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_links(false)
+            .with_width(100);
+        let mut out = String::new();
+        for problem in &self.problems {
+            let shown = Shown {
+                problem,
+                source: problem.span.and_then(|span| {
+                    let file = self.sources.get(span.file)?;
+                    Some(NamedSource::new(
+                        file.path.display().to_string(),
+                        file.text.clone(),
+                    ))
+                }),
+            };
+            if handler.render_report(&mut out, &shown).is_err() {
+                out.push_str(&problem.message);
+                out.push('\n');
+            }
+            out.push('\n');
+        }
+        out.push_str(&self.count());
+        out.push('\n');
+        // miette pads empty lines of help; trailing blanks help nobody.
+        let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
+        let mut out = lines.join("\n");
+        out.push('\n');
+        out
+    }
+
+    /// "2 errors, 1 warning".
+    fn count(&self) -> String {
+        let warnings = self.problems.iter().filter(|p| p.code.is_warning()).count();
+        let errors = self.problems.len() - warnings;
+        let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        match (errors, warnings) {
+            (_, 0) => plural(errors, "error"),
+            (0, _) => plural(warnings, "warning"),
+            _ => format!("{}, {}", plural(errors, "error"), plural(warnings, "warning")),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(Style::Plain))
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// A problem with its source, as miette wants it.
+#[derive(Debug)]
+struct Shown<'a> {
+    problem: &'a Problem,
+    source: Option<NamedSource<String>>,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem.message)
+    }
+}
+
+impl std::error::Error for Shown<'_> {}
+
+impl Diagnostic for Shown<'_> {
+    fn code<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
+        Some(Box::new(self.problem.code.as_str()))
+    }
+
+    fn severity(&self) -> Option<Severity> {
+        Some(if self.problem.code.is_warning() {
+            Severity::Warning
+        } else {
+            Severity::Error
+        })
+    }
+
+    fn help<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
+        self.problem
+            .help
+            .as_ref()
+            .map(|h| Box::new(h) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.source.as_ref().map(|s| s as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.problem.span?;
+        let text = self.source.as_ref()?.inner();
+        // One line is enough to find a prompt or a mapping that spans many.
+        let shown = text.get(span.start..span.end).unwrap_or_default();
+        let len = shown.find('\n').unwrap_or(shown.len());
+        let label = label(self.problem.code);
+        let place = LabeledSpan::new(Some(label.to_owned()), span.start.min(text.len()), len);
+        Some(Box::new(std::iter::once(place)))
+    }
+}
+
+/// A word or two beside the caret.
+fn label(code: Code) -> &'static str {
+    match code {
+        Code::UnknownKey => "unknown key",
+        Code::MissingKey => "incomplete",
+        Code::DuplicateId => "again here",
+        Code::UndefinedName => "not defined",
+        Code::NotVisible => "not visible here",
+        Code::UnguardedNull => "can be null",
+        Code::Unsupported => "not supported",
+        _ => "here",
+    }
+}

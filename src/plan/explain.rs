@@ -1,0 +1,180 @@
+//! A plan shown: tree, `graph.json`, dot, mermaid.
+
+mod schemas;
+mod tree;
+
+use serde_json::{Map, Value, json};
+
+use super::{ApplyPlan, Line, Node, NodeKind, Plan, StepPlan};
+use crate::plan::Item;
+use crate::spec::{OnError, Sampling};
+
+pub use schemas::{flattened_schema, record_schema};
+pub use tree::{TreeOptions, tree};
+
+/// The value of `graph.json`: the DAG as specified, without secrets and without what a run may
+/// choose for itself (batch size, endpoints, concurrency).
+pub fn graph_json(plan: &Plan) -> Value {
+    let nodes: Vec<Value> = plan.nodes.iter().map(|n| node_json(plan, n)).collect();
+    let branches: Vec<Value> = plan
+        .branches
+        .iter()
+        .map(|branch| {
+            json!({
+                "id": branch.id,
+                "in": branch.parent.and_then(|p| plan.branches.get(p.0)).map(|p| &p.id),
+                "when": branch.when.as_ref().map(|w| w.source()),
+                "join": branch.join.and_then(|j| plan.names.get(j.0)),
+                "collect": branch.collect,
+            })
+        })
+        .collect();
+    let engines: Map<String, Value> = plan
+        .engines
+        .iter()
+        .map(|e| {
+            let shown = json!({"backend": e.backend.as_str(), "model": e.model});
+            (e.name.clone(), shown)
+        })
+        .collect();
+    let schemas: Map<String, Value> = plan
+        .nodes
+        .iter()
+        .map(|n| (n.id.clone(), record_schema(n)))
+        .collect();
+    let models: Map<String, Value> = plan
+        .models
+        .iter()
+        .map(|(name, schema)| (name.clone(), schema.clone()))
+        .collect();
+    json!({
+        "name": plan.name,
+        "input_model": plan.input_model.as_ref().map(|m| m.schema()),
+        "models": models,
+        "engines": engines,
+        "main": line_json(plan, &plan.main),
+        "nodes": nodes,
+        "branches": branches,
+        "edges": edges(plan).into_iter().map(|(a, b)| json!([a, b])).collect::<Vec<_>>(),
+        "schemas": {"nodes": schemas, "flattened": flattened_schema(plan)},
+    })
+}
+
+/// A line as nested lists: a node's id, or a group.
+fn line_json(plan: &Plan, line: &Line) -> Value {
+    line.0
+        .iter()
+        .map(|item| match item {
+            Item::Node(ix) => json!(plan.nodes.get(ix.0).map(|n| &n.id)),
+            Item::Group(group) => {
+                let branches: Vec<Value> = group
+                    .branches
+                    .iter()
+                    .filter_map(|ix| plan.branches.get(ix.0))
+                    .map(|b| json!({"branch": b.id, "steps": line_json(plan, &b.line)}))
+                    .collect();
+                json!({"when": group.when.as_ref().map(|w| w.source()), "parallel": branches})
+            }
+        })
+        .collect()
+}
+
+fn node_json(plan: &Plan, node: &Node) -> Value {
+    let mut out = json!({
+        "id": node.id,
+        "branch": node.branch.and_then(|b| plan.branches.get(b.0)).map(|b| &b.id),
+        "when": node.when.as_ref().map(|w| w.source()),
+        "yield_output": node.yield_output,
+        "emoji": node.emoji,
+        "output_model": node.model.as_ref().map(|m| m.schema()),
+    });
+    let more = match &node.kind {
+        NodeKind::Step(step) => step_json(plan, step),
+        NodeKind::Apply(ApplyPlan::Jq(_)) => json!({"kind": "apply", "apply": {"jq": node.program}}),
+        NodeKind::Apply(ApplyPlan::Closure(c)) => json!({"kind": "apply", "apply": {"closure": c.name}}),
+    };
+    if let (Value::Object(out), Value::Object(more)) = (&mut out, more) {
+        out.extend(more);
+    }
+    out
+}
+
+fn step_json(plan: &Plan, step: &StepPlan) -> Value {
+    json!({
+        "kind": "step",
+        "engine": plan.engines.get(step.engine.0).map(|e| &e.name),
+        "system_prompt": step.system.as_ref().map(|t| t.source()),
+        "user_prompt": step.user.source(),
+        "free_text": step.free_text,
+        "sampling": sampling_json(&step.sampling),
+        "retries": {"transport": step.retries.transport, "output": step.retries.output},
+        "on_error": match step.on_error { OnError::FailRow => "fail_row", OnError::Null => "null" },
+    })
+}
+
+fn sampling_json(sampling: &Sampling) -> Value {
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        if !value.is_null() {
+            out.insert(key.to_owned(), value);
+        }
+    };
+    put("temperature", json!(sampling.temperature));
+    put("max_tokens", json!(sampling.max_tokens));
+    put("top_p", json!(sampling.top_p));
+    if !sampling.stop.is_empty() {
+        put("stop", json!(sampling.stop));
+    }
+    put("seed", json!(sampling.seed));
+    out.extend(sampling.extra.clone());
+    Value::Object(out)
+}
+
+/// The data flow as pairs of node ids, in chain order.
+pub fn edges(plan: &Plan) -> Vec<(&str, &str)> {
+    let id = |ix: petgraph::graph::NodeIndex| {
+        let node = plan.graph.node_weight(ix)?;
+        Some((node.0, plan.nodes.get(node.0)?.id.as_str()))
+    };
+    let mut found: Vec<_> = plan
+        .graph
+        .edge_indices()
+        .filter_map(|edge| plan.graph.edge_endpoints(edge))
+        .filter_map(|(a, b)| Some((id(a)?, id(b)?)))
+        .collect();
+    found.sort_by_key(|(a, b)| (a.0, b.0));
+    found.into_iter().map(|(a, b)| (a.1, b.1)).collect()
+}
+
+/// The graph in Graphviz' language.
+pub fn dot(plan: &Plan) -> String {
+    let mut out = format!("digraph {:?} {{\n  rankdir=LR;\n", plan.name);
+    for node in &plan.nodes {
+        let shape = match node.kind {
+            NodeKind::Step(_) => "box",
+            NodeKind::Apply(_) => "ellipse",
+        };
+        out.push_str(&format!("  {} [shape={shape}];\n", node.id));
+    }
+    for (from, to) in edges(plan) {
+        out.push_str(&format!("  {from} -> {to};\n"));
+    }
+    out.push_str("}\n");
+    out
+}
+
+/// The graph in mermaid's language.
+pub fn mermaid(plan: &Plan) -> String {
+    let mut out = String::from("flowchart LR\n");
+    for node in &plan.nodes {
+        // The prefix keeps ids such as `end` from being words of mermaid.
+        out.push_str(&match node.kind {
+            NodeKind::Step(_) => format!("  n_{0}[{0}]\n", node.id),
+            NodeKind::Apply(_) => format!("  n_{0}([{0}])\n", node.id),
+        });
+    }
+    for (from, to) in edges(plan) {
+        out.push_str(&format!("  n_{from} --> n_{to}\n"));
+    }
+    out
+}

@@ -1,0 +1,84 @@
+//! `--json-logs`: one JSON object per line on stderr.
+
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use super::say;
+use crate::event::{Event, Progress, Report, RunStats};
+use crate::run::rfc3339;
+
+/// Writes every event as a JSON line.
+#[derive(Debug, Default)]
+pub struct JsonLogs {
+    /// Only errors, warnings and `run_finished` (`--quiet`).
+    pub quiet: bool,
+}
+
+impl Report for JsonLogs {
+    fn event(&mut self, at: SystemTime, event: &Event, _: &Progress) {
+        if self.quiet && !matches!(event, Event::Warning { .. } | Event::RunFinished(_)) {
+            return;
+        }
+        say(&json_line(at, event).to_string());
+    }
+
+    fn tick(&mut self, _: &Progress) {}
+}
+
+/// An event as one JSON object: `ts`, `event`, then its fields.
+pub fn json_line(at: SystemTime, event: &Event) -> Value {
+    let fields = match event {
+        Event::RunStarted { run_id, chain, total } => {
+            json!({"run_id": run_id, "chain": chain, "total": total})
+        }
+        Event::Resumed { rows, answers } => json!({"rows": rows, "answers": answers}),
+        Event::ChunkStarted { seq, rows } => json!({"chunk": seq, "rows": rows}),
+        Event::ChunkFinished { seq, rows, failed } => json!({"chunk": seq, "rows": rows, "failed": failed}),
+        Event::StepTotal { node, total } => json!({"node": node, "total": total}),
+        Event::RowsFinished { node, rows } => json!({"node": node, "rows": rows}),
+        Event::RowsFailed {
+            node,
+            kind,
+            count,
+            example,
+        } => {
+            json!({"node": node, "kind": kind.as_str(), "count": count, "example": example})
+        }
+        Event::EngineWaiting {
+            engine,
+            reason,
+            retry_in_s,
+        } => {
+            json!({"engine": engine, "reason": reason, "retry_in_s": retry_in_s})
+        }
+        Event::EngineReady { engine } => json!({"engine": engine}),
+        Event::ShardRolled { path, rows, bytes } => json!({"path": path, "rows": rows, "bytes": bytes}),
+        Event::Checkpoint { rows } => json!({"rows": rows}),
+        Event::Warning { message } => json!({"message": message}),
+        Event::RunFinished(RunStats {
+            state,
+            rows_in,
+            rows_out,
+            rows_failed,
+            rows_resumed,
+            seconds,
+            usage,
+        }) => json!({
+            "state": state.as_str(),
+            "rows_in": rows_in,
+            "rows_out": rows_out,
+            "rows_failed": rows_failed,
+            "rows_resumed": rows_resumed,
+            "seconds": seconds,
+            "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
+        }),
+    };
+    let mut line = Map::new();
+    line.insert("ts".into(), rfc3339(at).into());
+    line.insert("event".into(), event.name().into());
+    if let Value::Object(fields) = fields {
+        line.extend(fields);
+    }
+    Value::Object(line)
+}

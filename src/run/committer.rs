@@ -1,0 +1,396 @@
+//! The one place where outputs are written: chunks come back in any order and are committed in theirs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fs_err::{File, OpenOptions};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::RunError;
+use super::answers::Ledger;
+use super::checkpoint::{Checkpoint, Checkpointer, Job};
+use super::limits::ErrorLimit;
+use super::parking::{Parked, Parking};
+use crate::event::{Event, EventSender};
+use crate::node::output::{Fate, Output};
+use crate::row::ErrorKind;
+use crate::sink::StreamWriter;
+use crate::source::Position;
+
+/// Finished rows that wait for a straggler before them may hold this much memory; the rest waits on disk.
+const WAITING_BYTES: usize = 16 << 20;
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+
+/// Finished rows of chunks that are not complete, for progress lines.
+#[derive(Debug)]
+pub(super) struct WaitingRows {
+    pub(super) rows: AtomicU64,
+    /// The ordinal of the first row that is not committed.
+    pub(super) behind: AtomicU64,
+}
+
+impl From<u64> for WaitingRows {
+    fn from(first: u64) -> Self {
+        Self {
+            rows: AtomicU64::new(0),
+            behind: AtomicU64::new(first),
+        }
+    }
+}
+
+/// What a row may take of the memory in flight; given back when it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Permits(pub(super) Vec<OwnedSemaphorePermit>);
+
+/// News for the committer.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A chunk went into the plan; its rows come back in as many parts, each with where reading goes on
+    /// after it.
+    Started { seq: u64, ends: Vec<Position> },
+    /// One part is done.
+    Done {
+        seq: u64,
+        part: usize,
+        output: Box<Output>,
+        permits: Permits,
+    },
+}
+
+/// A chunk whose rows are not all committed.
+struct Waiting {
+    /// The parts that are not committed.
+    parts: VecDeque<(Part, Position)>,
+    /// How many are.
+    committed: usize,
+    missing: usize,
+    rows: u64,
+    failed: u64,
+}
+
+impl Waiting {
+    fn new(ends: Vec<Position>) -> Self {
+        let missing = ends.len();
+        let parts = ends.into_iter().map(|end| (Part::Missing, end)).collect();
+        Self {
+            parts,
+            committed: 0,
+            missing,
+            rows: 0,
+            failed: 0,
+        }
+    }
+
+    fn put(&mut self, part: usize, done: Part) {
+        if let Some((slot, _)) = part
+            .checked_sub(self.committed)
+            .and_then(|at| self.parts.get_mut(at))
+        {
+            *slot = done;
+            self.missing -= 1;
+        }
+    }
+
+    /// The next part, if it is done.
+    fn take(&mut self) -> Option<(Part, Position)> {
+        let next = self
+            .parts
+            .pop_front_if(|(part, _)| !matches!(part, Part::Missing))?;
+        self.committed += 1;
+        Some(next)
+    }
+}
+
+enum Part {
+    Missing,
+    Ready(Box<Output>),
+    Parked(Parked),
+}
+
+/// Commits chunks.
+pub(super) struct Committer {
+    pub(super) writer: StreamWriter,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) outcomes: File,
+    pub(super) nodes: Vec<String>,
+    pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) limit: ErrorLimit,
+    pub(super) events: EventSender,
+    /// Set by the reader when the input is at its end.
+    pub(super) at_end: Arc<AtomicBool>,
+    pub(super) row_limit: Option<u64>,
+    pub(super) waiting: Arc<WaitingRows>,
+    /// Cancelled when what is still running is given up, such as an Apply that takes its time.
+    pub(super) abandon: CancellationToken,
+    pub(super) parking: Parking,
+}
+
+impl Committer {
+    /// Commits until all senders are gone; then writes the last checkpoint.
+    ///
+    /// Returns the checkpoint, and the error that stopped it, if one did.
+    pub(super) fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        runtime: &tokio::runtime::Handle,
+    ) -> (Checkpoint, Result<(), RunError>) {
+        let result = match self.commit_all(&mut messages, runtime) {
+            Ok(complete) => self.close(complete),
+            // What was committed before the limit was reached stays.
+            Err(error @ RunError::TooManyErrors { .. }) => self
+                .submit(false)
+                .and_then(|()| self.checkpointer.wait())
+                .and(Err(error)),
+            // After any other failure nothing more is named: the last checkpoint stands.
+            Err(error) => Err(error),
+        };
+        (self.checkpoint, result)
+    }
+
+    /// True in the end when every row that was started is committed.
+    fn commit_all(
+        &mut self,
+        messages: &mut mpsc::Receiver<Message>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<bool, RunError> {
+        // A run that was over its limit does not go on chunk by chunk.
+        self.limit.check(&self.checkpoint.counts, &[])?;
+        let mut waiting: BTreeMap<u64, Waiting> = BTreeMap::new();
+        let mut next = 0;
+        let mut last = Instant::now();
+        let mut dirty = false;
+        loop {
+            let message = match messages.try_recv() {
+                Ok(message) => Some(message),
+                Err(_) => {
+                    let news = async {
+                        tokio::select! {
+                            biased;
+                            message = messages.recv() => message.map(Some),
+                            () = self.abandon.cancelled() => None,
+                            () = tokio::time::sleep(CHECKPOINT_EVERY) => Some(None),
+                        }
+                    };
+                    match runtime.block_on(news) {
+                        Some(message) => message,
+                        None => break,
+                    }
+                }
+            };
+            match message {
+                None => {}
+                Some(Message::Started { seq, ends }) => {
+                    waiting.insert(seq, Waiting::new(ends));
+                }
+                Some(Message::Done {
+                    seq,
+                    part,
+                    output,
+                    permits,
+                }) => {
+                    self.waiting.rows.fetch_add(output.tally.rows, Ordering::Relaxed);
+                    let done = self.hold(output, seq == next)?;
+                    drop(permits);
+                    if let Some(chunk) = waiting.get_mut(&seq) {
+                        chunk.put(part, done);
+                    }
+                }
+            }
+            while let Some(mut chunk) = waiting
+                .first_entry()
+                .filter(|c| *c.key() == next && c.get().missing == 0)
+            {
+                self.commit(next, chunk.get_mut())?;
+                chunk.remove();
+                next += 1;
+                dirty = true;
+            }
+            if last.elapsed() >= CHECKPOINT_EVERY
+                && let Some(chunk) = waiting.get_mut(&next)
+            {
+                // A slow engine may take minutes for a chunk: its first rows need not wait for its last.
+                dirty |= self.commit(next, chunk)?;
+            }
+            if dirty && self.is_due(last)? {
+                self.submit(false)?;
+                (last, dirty) = (Instant::now(), false);
+            }
+        }
+        if let Some(chunk) = waiting.get_mut(&next) {
+            self.commit(next, chunk)?;
+            self.waiting.rows.fetch_sub(chunk.rows, Ordering::Relaxed);
+        }
+        Ok(waiting.is_empty())
+    }
+
+    /// Keeps a finished part until its turn comes; those of the chunk that is next stay in memory.
+    fn hold(&mut self, output: Box<Output>, is_next: bool) -> Result<Part, RunError> {
+        if is_next || self.parking.in_memory + output.size() <= WAITING_BYTES {
+            self.parking.in_memory += output.size();
+            return Ok(Part::Ready(output));
+        }
+        self.parking.park(&output).map(Part::Parked)
+    }
+
+    /// Writes the finished rows at the beginning of a chunk everywhere; true if there were any.
+    fn commit(&mut self, seq: u64, chunk: &mut Waiting) -> Result<bool, RunError> {
+        let mut whole: Option<Output> = None;
+        let mut position = None;
+        while let Some((part, end)) = chunk.take() {
+            let output = match part {
+                Part::Ready(output) => {
+                    self.parking.in_memory = self.parking.in_memory.saturating_sub(output.size());
+                    *output
+                }
+                Part::Parked(parked) => self.parking.fetch(parked)?,
+                Part::Missing => break,
+            };
+            position = Some(end);
+            match &mut whole {
+                None => whole = Some(output),
+                Some(whole) => whole.append(output),
+            }
+        }
+        let (Some(output), Some(position)) = (whole, position) else {
+            return Ok(false);
+        };
+        self.writer.append(&output)?;
+        self.write_outcomes(&output)?;
+        self.checkpoint.counts.add(&output);
+        self.checkpoint.position = position;
+        self.waiting.behind.store(position.ordinal, Ordering::Relaxed);
+        chunk.rows += output.tally.rows;
+        let failed = output
+            .tally
+            .failed
+            .iter()
+            .filter(|(failed, _)| *failed)
+            .map(|(_, rows)| rows);
+        chunk.failed += failed.sum::<u64>();
+        self.tell(&output);
+        if chunk.parts.is_empty() {
+            self.waiting.rows.fetch_sub(chunk.rows, Ordering::Relaxed);
+            let Waiting { rows, failed, .. } = *chunk;
+            self.events.send(Event::ChunkFinished { seq, rows, failed });
+        }
+        self.limit.check(&self.checkpoint.counts, &output.tally.failed)?;
+        Ok(true)
+    }
+
+    /// Appends the fates of a chunk's rows to `.chainette/outcomes`.
+    fn write_outcomes(&mut self, output: &Output) -> Result<(), RunError> {
+        let mut line = format!(
+            "{{\"row\":{},\"rows\":{}",
+            self.checkpoint.counts.rows_in, output.tally.rows
+        );
+        for (id, node) in self.nodes.iter().zip(&output.tally.nodes) {
+            if node.fates.0.is_empty() {
+                continue;
+            }
+            line += &format!(",\"{id}\":\"");
+            for (fate, rows) in &node.fates.0 {
+                if *rows > 1 {
+                    line += &rows.to_string();
+                }
+                match fate {
+                    Fate::Emitted(1) => line.push('e'),
+                    Fate::Emitted(children) => line += &format!("e:{children},"),
+                    Fate::Filtered => line.push('x'),
+                    Fate::Skipped => line.push('s'),
+                    Fate::Nulled => line.push('n'),
+                    Fate::Failed => line.push('f'),
+                }
+            }
+            line.push('"');
+        }
+        line += "}\n";
+        self.outcomes
+            .write_all(line.as_bytes())
+            .map_err(RunError::io(self.outcomes.path()))?;
+        self.checkpoint.outcomes += line.len() as u64;
+        Ok(())
+    }
+
+    fn tell(&self, output: &Output) {
+        let tally = &output.tally;
+        for (id, node) in self.nodes.iter().zip(&tally.nodes) {
+            let rows = node.fates.0.iter().map(|(_, rows)| rows).sum();
+            if rows > 0 {
+                self.events.send(Event::RowsFinished {
+                    node: id.clone(),
+                    rows,
+                });
+            }
+        }
+        for failures in &tally.failures {
+            let kind = ErrorKind::ALL
+                .into_iter()
+                .find(|kind| kind.as_str() == failures.kind);
+            self.events.send(Event::RowsFailed {
+                node: failures.node.clone().unwrap_or_else(|| "chain_input".into()),
+                kind: kind.unwrap_or(ErrorKind::Apply),
+                count: failures.count,
+                example: failures.example.clone(),
+            });
+        }
+    }
+
+    fn is_due(&mut self, last: Instant) -> Result<bool, RunError> {
+        Ok(last.elapsed() >= CHECKPOINT_EVERY && self.checkpointer.idle()?)
+    }
+
+    fn submit(&mut self, finished: bool) -> Result<(), RunError> {
+        let (sinks, unsynced) = self.writer.snapshot()?;
+        self.checkpoint.sinks = sinks;
+        self.checkpoint.finished = finished;
+        self.checkpoint.limit = self.row_limit;
+        if let Some(ledger) = &self.ledger {
+            self.checkpoint.answers_from = ledger.first_needed(self.checkpoint.position.ordinal);
+        }
+        let outcomes = self
+            .outcomes
+            .try_clone()
+            .map_err(RunError::io(self.outcomes.path()))?;
+        self.checkpointer.submit(Job {
+            checkpoint: self.checkpoint.clone(),
+            unsynced,
+            outcomes,
+        })
+    }
+
+    /// The last checkpoint: of a finished run, or of what was committed before it stopped.
+    fn close(&mut self, complete: bool) -> Result<(), RunError> {
+        // The reader may be at the end while rows were given up on their way.
+        let finished = complete && self.at_end.load(Ordering::Acquire);
+        if finished {
+            self.writer.finish()?;
+        }
+        self.submit(finished)?;
+        self.checkpointer.wait()
+    }
+}
+
+/// Opens the outcomes file where a checkpoint left it.
+pub(super) fn open_outcomes(path: &Path, bytes: u64) -> Result<File, RunError> {
+    let open = || {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let len = file.metadata()?.len();
+        if len < bytes {
+            return Ok(Err(len));
+        }
+        file.set_len(bytes)?;
+        Ok(Ok(file))
+    };
+    open()
+        .map_err(RunError::io(path))?
+        .map_err(|len| RunError::Damaged {
+            path: PathBuf::from(path),
+            problem: format!("{len} bytes instead of {bytes}"),
+        })
+}

@@ -1,0 +1,111 @@
+//! Why a run does not start, or stops.
+
+use std::path::{Path, PathBuf};
+
+use crate::engine::{SetupError, Stop};
+use crate::sink::SinkError;
+use crate::source::SourceError;
+
+/// Why a run does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another process runs there.
+    #[error("{} is in use by {}; wait for it, or stop it first", out.display(), holder(*pid))]
+    Locked {
+        /// The folder OUT.
+        out: PathBuf,
+        /// Its process id, as the lock file says.
+        pid: Option<u32>,
+    },
+    /// OUT cannot be a folder for outputs.
+    #[error("cannot use {} for outputs", out.display())]
+    Unusable {
+        /// The folder OUT.
+        out: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// OUT holds something that is no run of ours.
+    #[error("{} is not empty and was not made by chainette; give a new or empty folder", out.display())]
+    Foreign {
+        /// The folder OUT.
+        out: PathBuf,
+    },
+    /// OUT holds a run with another identity.
+    #[error("{} holds another run: {}; use --resume to keep what still fits, --overwrite to start again, or another folder", out.display(), differences.join(", "))]
+    Different {
+        /// The folder OUT.
+        out: PathBuf,
+        /// What differs, each as a phrase.
+        differences: Vec<String>,
+    },
+    /// A private file cannot be understood.
+    #[error("{} is damaged ({problem}); start again with --overwrite, or restore it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The file system said no.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The input cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// An output cannot be written.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// Engines stopped the run, or the user.
+    #[error(transparent)]
+    Stop(Stop),
+    /// An engine cannot be set up.
+    #[error(transparent)]
+    Setup(SetupError),
+    /// Too many rows failed.
+    #[error("{message}")]
+    TooManyErrors {
+        /// How many and what to do.
+        message: String,
+    },
+    /// A mistake of ours.
+    #[error("internal error: {message}; what was committed is safe, please report this")]
+    Bug {
+        /// What was seen.
+        message: String,
+    },
+}
+
+impl RunError {
+    /// For `map_err`: an I/O error with its path.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Io { path, source }
+    }
+
+    /// True when nothing was run: bad usage rather than a run that stopped.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Locked { .. }
+                | Self::Unusable { .. }
+                | Self::Foreign { .. }
+                | Self::Different { .. }
+                | Self::Setup(_)
+        )
+    }
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(
+        || "another chainette".into(),
+        |pid| format!("another chainette (PID {pid})"),
+    )
+}

@@ -1,0 +1,536 @@
+//! The loop: from a plan and an input to a finished OUT.
+
+mod answers;
+mod checkpoint;
+mod committer;
+mod counts;
+mod dispatcher;
+mod error;
+mod executor;
+mod limits;
+mod lock;
+mod metadata;
+mod outdir;
+mod parking;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+pub use checkpoint::Checkpoint;
+pub use counts::{Counts, NodeCounts};
+pub use dispatcher::{Dispatcher, Interrupted, StatusLine};
+pub use error::RunError;
+pub use executor::Halt;
+pub use limits::ErrorLimit;
+pub use metadata::rfc3339;
+pub use outdir::{Existing, Identity, OutDir};
+
+use crate::engine::broker::{Broker, EngineLoad};
+use crate::event::{Event, EventSender, RunState, RunStats, Status};
+use crate::node::answer::{Answers, NoAnswers};
+use crate::node::step::Step;
+use crate::node::{Cpu, Walker};
+use crate::plan::{NodeKind, Plan};
+use crate::sink::{Layout, StreamWriter};
+use crate::source::{Fingerprint, JsonlSource};
+use answers::Ledger;
+use checkpoint::{Checkpointer, write_json};
+use committer::{Committer, WaitingRows};
+use executor::{Executor, Failure};
+use metadata::{Timings, metadata};
+use parking::Parking;
+
+/// Requests that an `auto` engine may come to have in flight.
+const AUTO_CONCURRENCY: usize = 256;
+
+/// What to run and how.
+pub struct RunConfig {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The content of `graph.json`.
+    pub graph: Value,
+    /// BLAKE3 of the chain file, hexadecimal.
+    pub chain_digest: String,
+    /// Input files, in order.
+    pub inputs: Vec<PathBuf>,
+    /// The folder OUT.
+    pub out: PathBuf,
+    /// What to do with an OUT that holds a run.
+    pub existing: Existing,
+    /// Lines per shard.
+    pub max_rows: u64,
+    /// Whether to write `flattened/`.
+    pub flattened: bool,
+    /// Rows per chunk.
+    pub batch_size: usize,
+    /// Input rows to take.
+    pub limit: Option<u64>,
+    /// Keep answers (not `--no-ledger`).
+    pub ledger: bool,
+    /// When failing rows stop the run.
+    pub errors: ErrorLimit,
+    /// Catch Ctrl-C, SIGTERM and SIGHUP.
+    pub signals: bool,
+}
+
+impl RunConfig {
+    /// A run of `plan` over one JSONL file with the command's defaults, but without its signals.
+    pub fn new(plan: Plan, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        let graph = crate::plan::explain::graph_json(&plan);
+        Self {
+            chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
+            batch_size: plan.batch_size,
+            graph,
+            plan: Arc::new(plan),
+            inputs: vec![input.into()],
+            out: out.into(),
+            existing: Existing::Same,
+            max_rows: 100_000,
+            flattened: true,
+            limit: None,
+            ledger: true,
+            errors: ErrorLimit::Hopeless,
+            signals: false,
+        }
+    }
+}
+
+/// Runs a plan with its own engines and nobody watching; the library's short way.
+///
+/// # Errors
+/// Nothing was run: OUT is another run's, an engine cannot be set up, the input cannot be read.
+pub fn run_to_end(config: RunConfig) -> Result<Outcome, RunError> {
+    let events = EventSender::none();
+    let broker = Broker::new(&config.plan.engines, events.clone()).map_err(RunError::Setup)?;
+    run(config, Arc::new(broker), &events, &StatusLine::default())
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The sums.
+    pub stats: RunStats,
+    /// By node, branch and kind.
+    pub counts: Counts,
+    /// It was finished before; nothing was run.
+    pub already_finished: bool,
+    /// Rows that were done when it stopped but stand in a chunk that was not; the next run writes them.
+    pub unwritten: u64,
+    /// Why it stopped early.
+    pub stopped: Option<RunError>,
+}
+
+/// Runs a plan. An `Err` means that nothing was run.
+pub fn run(
+    config: RunConfig,
+    broker: Arc<Broker>,
+    events: &EventSender,
+    status: &StatusLine,
+) -> Result<Outcome, RunError> {
+    let started = Instant::now();
+    let mut timings = Timings {
+        started: rfc3339(SystemTime::now()),
+        ..Timings::default()
+    };
+    let identity = identity(&config)?;
+    let mut out = OutDir::open(&config.out, identity, config.existing)?;
+    let plan = config.plan.clone();
+    let found = out.checkpoint.take();
+    if let Some(done) = found
+        .as_ref()
+        .filter(|checkpoint| is_done(checkpoint, config.limit))
+    {
+        // Killed between the last checkpoint and the last file?
+        let path = config.out.join("metadata.json");
+        let written: Option<Value> = checkpoint::read_json(&path)?;
+        if written.is_none_or(|metadata| metadata.get("state").is_none_or(|state| state != "finished")) {
+            timings.finished = Some(rfc3339(SystemTime::now()));
+            write_json(
+                &out.private,
+                &path,
+                &metadata(&plan, &out.identity, done, &timings),
+                true,
+            )?;
+        }
+        return Ok(Outcome {
+            stats: stats(&done.counts, RunState::Finished, started),
+            counts: done.counts.clone(),
+            already_finished: true,
+            unwritten: 0,
+            stopped: None,
+        });
+    }
+    let fresh = || Checkpoint {
+        counts: Counts::new(&plan),
+        ..Checkpoint::default()
+    };
+    let resumed = found.is_some();
+    let mut checkpoint = found.unwrap_or_else(fresh);
+    if checkpoint.finished {
+        // Its closed shards are about to be opened again: from here on it is not finished.
+        checkpoint.finished = false;
+        write_json(
+            &out.private,
+            &out.private.join("checkpoint.json"),
+            &checkpoint,
+            false,
+        )?;
+    }
+
+    let layout = Layout {
+        out: config.out.clone(),
+        nodes: plan
+            .nodes
+            .iter()
+            .map(|node| node.yield_output.then(|| node.id.clone()))
+            .collect(),
+        flattened: config.flattened,
+        max_rows: config.max_rows,
+    };
+    let writer = StreamWriter::resume(&layout, &checkpoint.sinks)?;
+    let outcomes = committer::open_outcomes(&out.private.join("outcomes"), checkpoint.outcomes)?;
+    let ledger = if config.ledger && plan.asks(&plan.main.0) {
+        let ordinal = if out.all_answers {
+            0
+        } else {
+            checkpoint.position.ordinal
+        };
+        Some(Arc::new(Ledger::open(
+            &out.private.join("answers"),
+            checkpoint.answers_from,
+            ordinal,
+        )?))
+    } else {
+        None
+    };
+    write_json(&out.private, &config.out.join("graph.json"), &config.graph, true)?;
+    let metadata_path = config.out.join("metadata.json");
+    write_json(
+        &out.private,
+        &metadata_path,
+        &metadata(&plan, &out.identity, &checkpoint, &timings),
+        true,
+    )?;
+
+    let run_id = out.identity.run_id.clone();
+    events.send(Event::RunStarted {
+        run_id,
+        chain: plan.name.clone(),
+        total: config.limit,
+    });
+    let answers = ledger.as_ref().map_or(0, |ledger| ledger.len());
+    if resumed || answers > 0 {
+        events.send(Event::Resumed {
+            rows: checkpoint.position.ordinal,
+            answers,
+        });
+    }
+    let rows_resumed = checkpoint.counts.rows_in;
+    let session = Session {
+        config: &config,
+        broker,
+        events,
+        status,
+        writer,
+        outcomes,
+        ledger,
+        checkpoint,
+        out: &out,
+    };
+    let Ended {
+        checkpoint,
+        result,
+        interrupted,
+        unwritten,
+    } = session.run()?;
+
+    let (state, stopped) = match result {
+        // A run that was done when the signal came is done.
+        Ok(()) if checkpoint.finished => (RunState::Finished, None),
+        Ok(()) => (RunState::Interrupted, None),
+        Err(error) if interrupted => (RunState::Interrupted, Some(error)),
+        Err(error) => (RunState::Stopped, Some(error)),
+    };
+    let mut stats = stats(&checkpoint.counts, state, started);
+    stats.rows_resumed = rows_resumed;
+    if state == RunState::Finished {
+        timings.finished = Some(rfc3339(SystemTime::now()));
+        timings.seconds = Some(stats.seconds);
+        write_json(
+            &out.private,
+            &metadata_path,
+            &metadata(&plan, &out.identity, &checkpoint, &timings),
+            true,
+        )?;
+    }
+    Ok(Outcome {
+        stats,
+        counts: checkpoint.counts,
+        already_finished: false,
+        unwritten,
+        stopped,
+    })
+}
+
+/// How a session ended.
+struct Ended {
+    /// The last checkpoint.
+    checkpoint: Checkpoint,
+    /// The first cause.
+    result: Result<(), RunError>,
+    /// The user asked for it.
+    interrupted: bool,
+    /// Rows that were done and are not written.
+    unwritten: u64,
+}
+
+/// What a run is made of once OUT is open.
+struct Session<'a> {
+    config: &'a RunConfig,
+    broker: Arc<Broker>,
+    events: &'a EventSender,
+    status: &'a StatusLine,
+    writer: StreamWriter,
+    outcomes: fs_err::File,
+    ledger: Option<Arc<Ledger>>,
+    checkpoint: Checkpoint,
+    out: &'a OutDir,
+}
+
+impl Session<'_> {
+    /// Runs until the input ends or something stops the run.
+    fn run(self) -> Result<Ended, RunError> {
+        let Self {
+            config,
+            broker,
+            events,
+            status,
+            writer,
+            outcomes,
+            ledger,
+            checkpoint,
+            out,
+        } = self;
+        let plan = config.plan.clone();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(RunError::io(std::path::Path::new("the async runtime")))?;
+        let cpu = Cpu::new().map_err(|error| RunError::Bug {
+            message: error.to_string(),
+        })?;
+        let answers: Arc<dyn Answers> = match &ledger {
+            Some(ledger) => ledger.clone(),
+            None => Arc::new(NoAnswers),
+        };
+        let steps = plan.nodes.iter().map(|node| match &node.kind {
+            NodeKind::Step(step) => {
+                let step = Step::new(node, step, broker.clone(), answers.clone());
+                let bug = || RunError::Bug {
+                    message: format!("`{}` has no engine", node.id),
+                };
+                step.map(Some).ok_or_else(bug)
+            }
+            NodeKind::Apply(_) => Ok(None),
+        });
+        let steps = steps.collect::<Result<Vec<_>, _>>()?;
+        let walker = Arc::new(Walker::new(plan.clone(), steps, cpu.clone()));
+        drop(answers);
+
+        let halt = Halt::default();
+        let failure = Failure::default();
+        let interrupted = Interrupted::default();
+        let at_end = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = mpsc::channel(1024);
+        let position = checkpoint.position;
+        let waiting = Arc::new(WaitingRows::from(position.ordinal));
+        let checkpoint_path = out.private.join("checkpoint.json");
+        let committer = Committer {
+            writer,
+            checkpoint,
+            checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,
+            outcomes,
+            nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
+            ledger: ledger.clone(),
+            limit: config.errors,
+            events: events.clone(),
+            at_end: at_end.clone(),
+            row_limit: config.limit,
+            waiting: waiting.clone(),
+            abandon: halt.abandon.clone(),
+            parking: Parking::new(&out.private.join("parked")),
+        };
+        drop(ledger);
+        let handle = runtime.handle().clone();
+        let committing = {
+            let stop = halt.clone();
+            std::thread::Builder::new()
+                .name("committer".into())
+                .spawn(move || {
+                    let done = committer.run(receiver, &handle);
+                    // Whatever is still running has nobody left to hand its rows to.
+                    stop.stop.cancel();
+                    stop.abandon.cancel();
+                    done
+                })
+        };
+        let committing = committing.map_err(RunError::io(std::path::Path::new("a writer thread")))?;
+
+        if let Ok(mut line) = status.lock() {
+            let (broker, waiting) = (broker.clone(), waiting.clone());
+            *line = Some(Box::new(move || Status {
+                rows_waiting: waiting.rows.load(Ordering::Relaxed),
+                behind: Some(waiting.behind.load(Ordering::Relaxed)),
+                engines: broker.load().iter().map(describe).collect(),
+            }));
+        }
+        let executor = Executor {
+            walker,
+            rows_in_flight: rows_in_flight(&plan, config.batch_size, cpu.threads()),
+            cpu,
+            batch_size: config.batch_size,
+            committer: sender,
+            halt: halt.clone(),
+            failure: failure.clone(),
+            at_end,
+            events: events.clone(),
+        };
+        let source = Box::new(JsonlSource::new(config.inputs.clone(), position, config.limit));
+        let executed = runtime.block_on(async {
+            if config.signals {
+                dispatcher::watch_signals(halt.clone(), interrupted.clone(), events.clone())
+                    .map_err(RunError::io(std::path::Path::new("signals")))?;
+            }
+            tokio::spawn(wind_down(halt.clone(), broker));
+            let executed = executor.run(source).await;
+            if executed.is_err() {
+                halt.stop.cancel();
+            }
+            executed
+        });
+        let committed = tokio_join(committing);
+        if let Ok(mut line) = status.lock() {
+            *line = None;
+        }
+        runtime.shutdown_background();
+        let (checkpoint, committed) = committed?;
+        // The first cause wins: what failed in a row or in the reader, then what failed in writing.
+        let cause = failure.take().map_or(Ok(()), Err).and(executed).and(committed);
+        Ok(Ended {
+            checkpoint,
+            result: cause,
+            interrupted: interrupted.get(),
+            unwritten: waiting.rows.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// `engine small: 60 of 64 busy, 12 waiting`.
+fn describe(load: &EngineLoad) -> String {
+    let EngineLoad {
+        engine,
+        in_flight,
+        waiting,
+        limit,
+        cause,
+    } = load;
+    let mut line = format!("engine {engine}: {in_flight} of {limit} busy, {waiting} waiting");
+    if let Some(cause) = cause {
+        line += &format!(" ({cause})");
+    }
+    line
+}
+
+type Committed = (Checkpoint, Result<(), RunError>);
+
+fn tokio_join(thread: std::thread::JoinHandle<Committed>) -> Result<Committed, RunError> {
+    thread.join().map_err(|_| RunError::Bug {
+        message: "the committer panicked".into(),
+    })
+}
+
+/// Once the run is told to stop: no new requests, a grace for those in flight, then the end.
+async fn wind_down(halt: Halt, broker: Arc<Broker>) {
+    halt.stop.cancelled().await;
+    broker.stop();
+    tokio::select! {
+        () = halt.abandon.cancelled() => {}
+        () = tokio::time::sleep(dispatcher::GRACE) => halt.abandon.cancel(),
+    }
+}
+
+/// Enough unfinished rows to keep every engine and every core busy.
+fn rows_in_flight(plan: &Plan, batch_size: usize, threads: usize) -> usize {
+    use crate::spec::Concurrency;
+    let slots: usize = plan
+        .engines
+        .iter()
+        .map(|engine| match engine.concurrency {
+            Concurrency::Auto => AUTO_CONCURRENCY,
+            Concurrency::Fixed(n) => n,
+        })
+        .sum();
+    let least = if slots == 0 {
+        4 * threads * batch_size.min(4096)
+    } else {
+        4 * slots
+    };
+    least.max(2 * batch_size.min(65_536)).min(1 << 20)
+}
+
+fn identity(config: &RunConfig) -> Result<Identity, RunError> {
+    let plan = &config.plan;
+    let input = config
+        .inputs
+        .iter()
+        .map(|path| Fingerprint::of(path))
+        .collect::<Result<_, _>>()?;
+    let engines = plan
+        .engines
+        .iter()
+        .map(|engine| format!("{} {} {}", engine.name, engine.backend.as_str(), engine.model));
+    let mut seed = [0; 8];
+    seed.iter_mut().for_each(|byte| *byte = fastrand::u8(..));
+    Ok(Identity {
+        version: outdir::VERSION,
+        run_id: seed.iter().map(|byte| format!("{byte:02x}")).collect(),
+        chain: config.chain_digest.clone(),
+        graph: blake3::hash(config.graph.to_string().as_bytes())
+            .to_hex()
+            .to_string(),
+        vars: Value::Object(plan.vars.json.clone()),
+        engines: engines.collect(),
+        input,
+        format: "jsonl".into(),
+        max_rows: config.max_rows,
+        flattened: config.flattened,
+    })
+}
+
+/// A finished run is done unless a larger `--limit` asks for more.
+fn is_done(checkpoint: &Checkpoint, limit: Option<u64>) -> bool {
+    let more = match (checkpoint.limit, limit) {
+        (None, _) => false,
+        // The input may have ended before the old limit; reading on then finds nothing, which is fine.
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => new > old,
+    };
+    checkpoint.finished && !more
+}
+
+fn stats(counts: &Counts, state: RunState, started: Instant) -> RunStats {
+    RunStats {
+        state,
+        rows_in: counts.rows_in,
+        rows_out: counts.rows_out,
+        rows_failed: counts.errors,
+        rows_resumed: 0,
+        seconds: started.elapsed().as_secs_f64(),
+        usage: counts.usage(),
+    }
+}

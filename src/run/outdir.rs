@@ -1,0 +1,234 @@
+//! OUT: is it ours, is it this run, and how far did it get.
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RunError;
+use super::checkpoint::{Checkpoint, read_json, write_json};
+use super::lock::Lock;
+use crate::source::Fingerprint;
+
+/// What makes two runs the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the private files.
+    pub version: u32,
+    /// A name for this run in logs and metadata.
+    pub run_id: String,
+    /// BLAKE3 of the chain file.
+    pub chain: String,
+    /// BLAKE3 of what the chain means: its graph with all models.
+    pub graph: String,
+    /// `vars` with `--set` applied.
+    pub vars: Value,
+    /// The engines: name, backend and model of each.
+    pub engines: Vec<String>,
+    /// The input files.
+    pub input: Vec<Fingerprint>,
+    /// `--format`.
+    pub format: String,
+    /// `--max-lines-per-file`.
+    pub max_rows: u64,
+    /// Not `--no-flattened`.
+    pub flattened: bool,
+}
+
+/// The version of the files in `.chainette/`.
+pub(super) const VERSION: u32 = 1;
+
+impl Identity {
+    /// What differs from another run, as phrases.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut differs = |same: bool, phrase: &str| {
+            if !same {
+                all.push(phrase.to_owned());
+            }
+        };
+        differs(
+            self.version == other.version,
+            "its files are of another version of chainette",
+        );
+        differs(self.chain == other.chain, "the chain file was changed");
+        differs(
+            self.chain != other.chain || self.graph == other.graph,
+            "a file the chain refers to was changed",
+        );
+        differs(self.vars == other.vars, "the vars differ");
+        differs(self.engines == other.engines, "the engines differ");
+        let same_input = |(a, b): (&Fingerprint, &Fingerprint)| {
+            (a.size, a.mtime_ns, &a.digest) == (b.size, b.mtime_ns, &b.digest)
+        };
+        let same =
+            self.input.len() == other.input.len() && self.input.iter().zip(&other.input).all(same_input);
+        differs(same, "the input is another one or was changed");
+        differs(self.format == other.format, "--format differs");
+        differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
+        differs(self.flattened == other.flattened, "--no-flattened differs");
+        all
+    }
+}
+
+/// What to do with an OUT that holds a run already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Resume the same run, refuse another one.
+    Same,
+    /// Keep what still fits (`--resume`).
+    Keep,
+    /// Start again (`--overwrite`).
+    Overwrite,
+}
+
+/// An OUT that is ours, locked.
+#[derive(Debug)]
+pub struct OutDir {
+    /// The folder.
+    pub path: PathBuf,
+    /// `.chainette/` in it.
+    pub private: PathBuf,
+    /// The run's identity (with the run id of its first start).
+    pub identity: Identity,
+    /// Where it stands; none if nothing was committed.
+    pub checkpoint: Option<Checkpoint>,
+    /// Every answer in the ledger may still fit, not only those of rows not yet committed.
+    pub all_answers: bool,
+    _lock: Lock,
+}
+
+impl OutDir {
+    /// Opens or makes OUT for a run.
+    pub fn open(path: &Path, identity: Identity, existing: Existing) -> Result<Self, RunError> {
+        let private = path.join(".chainette");
+        let lock = Self::lock(path, &private).map_err(|error| match error {
+            RunError::Io { source, .. } if is_final(&source) => RunError::Unusable {
+                out: path.to_owned(),
+                source,
+            },
+            other => other,
+        })?;
+        let run_file = private.join("run.json");
+        let found: Option<Identity> = match read_json(&run_file) {
+            Err(RunError::Damaged { .. }) if existing == Existing::Overwrite => None,
+            other => other?,
+        };
+        let mut out = Self {
+            path: path.to_owned(),
+            private,
+            identity,
+            checkpoint: None,
+            all_answers: false,
+            _lock: lock,
+        };
+        let Some(found) = found else {
+            out.forget(true)?;
+            write_json(&out.private, &run_file, &out.identity, true)?;
+            return Ok(out);
+        };
+        let differences = found.differences(&out.identity);
+        match existing {
+            Existing::Overwrite => {
+                out.forget(true)?;
+                write_json(&out.private, &run_file, &out.identity, true)?;
+            }
+            Existing::Keep if !differences.is_empty() => {
+                out.forget(false)?;
+                out.all_answers = true;
+                write_json(&out.private, &run_file, &out.identity, true)?;
+            }
+            Existing::Same if !differences.is_empty() => {
+                return Err(RunError::Different {
+                    out: path.to_owned(),
+                    differences,
+                });
+            }
+            Existing::Same | Existing::Keep => {
+                out.identity.run_id = found.run_id;
+                out.checkpoint = read_json(&out.private.join("checkpoint.json"))?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Makes OUT if need be and locks it, when it is ours or empty.
+    fn lock(path: &Path, private: &Path) -> Result<Lock, RunError> {
+        let ours = private.join("run.json").exists() || private.join("lock").exists();
+        if !ours && !is_empty(path)? {
+            return Err(RunError::Foreign { out: path.to_owned() });
+        }
+        fs::create_dir_all(private).map_err(RunError::io(private))?;
+        Lock::take(private, path)
+    }
+
+    /// Removes the outputs of a run, and its answers too if told so.
+    fn forget(&self, answers: bool) -> Result<(), RunError> {
+        let remove = |path: &Path| match fs::metadata(path) {
+            Err(_) => Ok(()),
+            Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
+            Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
+        };
+        for name in ["checkpoint.json", "outcomes", "parked"] {
+            remove(&self.private.join(name))?;
+        }
+        if answers {
+            remove(&self.private.join("answers"))?;
+        }
+        for entry in fs::read_dir(&self.path).map_err(RunError::io(&self.path))? {
+            let path = entry.map_err(RunError::io(&self.path))?.path();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if matches!(name.as_str(), "graph.json" | "metadata.json")
+                || (path.is_dir() && holds_only_shards(&path)?)
+            {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True for errors that another try does not mend: the path is wrong, not the disk full.
+fn is_final(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::NotADirectory
+            | ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::InvalidFilename
+    )
+}
+
+fn is_empty(path: &Path) -> Result<bool, RunError> {
+    match fs::read_dir(path) {
+        Ok(entries) => {
+            let mut names = entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name()));
+            Ok(names.all(|name| name == ".chainette"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(RunError::io(path)(error)),
+    }
+}
+
+/// True for a folder that we made: nothing but shards in it.
+fn holds_only_shards(dir: &Path) -> Result<bool, RunError> {
+    for entry in fs::read_dir(dir).map_err(RunError::io(dir))? {
+        let name = entry.map_err(RunError::io(dir))?.file_name();
+        let name = name.to_string_lossy();
+        let stem = name.strip_suffix(".part").unwrap_or(&name);
+        let stem = stem
+            .strip_suffix(".jsonl")
+            .or_else(|| stem.strip_suffix(".parquet"));
+        if !stem.is_some_and(|stem| stem.len() >= 3 && stem.bytes().all(|b| b.is_ascii_digit())) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

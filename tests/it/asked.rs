@@ -1,0 +1,145 @@
+//! What the test server is asked and what it answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use serde_json::{Value, json};
+
+/// BLAKE3 of a request's raw body.
+pub type Digest = [u8; 32];
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The path, `/v1/chat/completions`.
+    pub path: String,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body, parsed; null when it is no JSON.
+    pub body: Value,
+    /// The body, byte for byte.
+    pub raw: Bytes,
+    /// BLAKE3 of `raw`.
+    pub digest: Digest,
+    /// How often this very body was asked before.
+    pub seen: u32,
+    /// The number of the try for this row and Step, as the client says.
+    pub attempt: u32,
+}
+
+impl Asked {
+    /// The text of the first message of a role; "" without one.
+    pub fn message(&self, role: &str) -> &str {
+        self.messages()
+            .find(|m| m["role"] == role)
+            .and_then(|m| m["content"].as_str())
+            .unwrap_or_default()
+    }
+
+    /// The first user message: the rendered user prompt.
+    pub fn user(&self) -> &str {
+        self.message("user")
+    }
+
+    /// The rendered system prompt.
+    pub fn system(&self) -> &str {
+        self.message("system")
+    }
+
+    /// How many bad replies this conversation carries along.
+    pub fn tries(&self) -> usize {
+        self.messages().filter(|m| m["role"] == "assistant").count()
+    }
+
+    /// The JSON Schema the reply must match, as it was sent.
+    pub fn schema(&self) -> Option<&Value> {
+        let format = self.body.get("response_format")?;
+        let named = format.get("json_schema");
+        named
+            .and_then(|n| n.get("schema"))
+            .or_else(|| format.get("schema"))
+    }
+
+    /// The seed, when one was sent.
+    pub fn seed(&self) -> Option<i64> {
+        self.body.get("seed")?.as_i64()
+    }
+
+    /// The token limit, when one was sent.
+    pub fn max_tokens(&self) -> Option<u64> {
+        let limit = self.body.get("max_tokens");
+        limit.or_else(|| self.body.get("max_completion_tokens"))?.as_u64()
+    }
+
+    /// The conversation.
+    pub fn messages(&self) -> impl Iterator<Item = &Value> {
+        self.body["messages"].as_array().into_iter().flatten()
+    }
+}
+
+/// What the server does with a request.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// A chat completion.
+    Text {
+        /// The model's text.
+        content: String,
+        /// `stop`, `length`, …
+        finish_reason: &'static str,
+    },
+    /// Any status with any body.
+    Status {
+        /// The status code.
+        code: u16,
+        /// Further headers, such as `retry-after`.
+        headers: Vec<(&'static str, String)>,
+        /// The body.
+        body: String,
+    },
+    /// 200 with these bytes.
+    Raw(Bytes),
+    /// Drop the connection without a reply.
+    Close,
+    /// Drop the connection in the middle of a good reply.
+    CloseMidBody,
+    /// Never reply.
+    Hang,
+    /// Wait first.
+    After(Duration, Box<Answer>),
+}
+
+impl Answer {
+    /// A finished reply.
+    pub fn text(content: impl Into<String>) -> Self {
+        let content = content.into();
+        Self::Text {
+            content,
+            finish_reason: "stop",
+        }
+    }
+
+    /// A reply cut at the token limit.
+    pub fn cut(content: impl Into<String>) -> Self {
+        let content = content.into();
+        Self::Text {
+            content,
+            finish_reason: "length",
+        }
+    }
+
+    /// An error status with an OpenAI-shaped body.
+    pub fn status(code: u16, message: &str) -> Self {
+        let body = json!({"error": {"message": message, "type": "error", "code": code}}).to_string();
+        Self::Status {
+            code,
+            headers: Vec::new(),
+            body,
+        }
+    }
+
+    /// The same answer, later.
+    pub fn after(self, delay: Duration) -> Self {
+        Self::After(delay, Box::new(self))
+    }
+}

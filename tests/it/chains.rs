@@ -1,0 +1,599 @@
+//! Chain files: every diagnostic as a fixture, every good chain as a tree, and the rules of models,
+//! templates and scopes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use chainette::expr::model::Model;
+use chainette::expr::template::Template;
+use chainette::expr::when::When;
+use chainette::expr::{Scope, Vars, Visible};
+use chainette::plan::explain::{TreeOptions, dot, graph_json, mermaid, tree};
+use chainette::plan::{Closures, Compiled, NodeKind, Report, Style, compile};
+use chainette::row::{Named, Record, RowId};
+use chainette::spec::{ChainInput, Code};
+use serde_json::{Value, json};
+
+/// A fixture; `# engines: PATH` and `# set: K=V` lines stand for the flags.
+fn fixture(path: &Path) -> ChainInput {
+    let text = std::fs::read_to_string(path).expect("the fixture is there");
+    let path = path
+        .strip_prefix(std::fs::canonicalize(".").expect("a working directory"))
+        .unwrap_or(path);
+    let flags = |flag: &'static str| {
+        text.lines()
+            .filter_map(move |l| l.strip_prefix("# ")?.strip_prefix(flag)?.strip_prefix(": "))
+    };
+    ChainInput {
+        path: path.to_path_buf(),
+        text: None,
+        engines: flags("engines").map(PathBuf::from).collect(),
+        sets: flags("set").map(str::to_owned).collect(),
+    }
+}
+
+fn report(input: &ChainInput) -> Report {
+    match compile(input, &Closures::none()) {
+        Ok(compiled) => compiled.warnings,
+        Err(report) => report,
+    }
+}
+
+#[test]
+fn every_diagnostic() {
+    insta::glob!("../chains", "err/*.yaml", |path| {
+        let report = report(&fixture(path));
+        let stem = path.file_stem().expect("a file").to_string_lossy();
+        let code = stem.split("--").next().expect("a code");
+        assert!(
+            report.problems().iter().any(|p| p.code.as_str() == code),
+            "{stem} does not show {code}:\n{report}"
+        );
+        insta::assert_snapshot!(report.render(Style::Plain));
+        assert!(report.render(Style::Color).contains('\u{1b}'));
+    });
+}
+
+#[test]
+fn every_code_has_a_fixture() {
+    let stems: BTreeSet<String> = std::fs::read_dir("tests/chains/err")
+        .expect("the folder is there")
+        .map(|e| e.expect("an entry").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+        .map(|p| p.file_stem().expect("a file").to_string_lossy().into_owned())
+        .collect();
+    for code in Code::ALL {
+        assert!(stems.contains(code.as_str()), "no fixture for {}", code.as_str());
+    }
+}
+
+#[test]
+fn good_chains() {
+    insta::glob!("../chains", "ok/*.yaml", |path| {
+        let compiled = compile(&fixture(path), &Closures::none()).unwrap_or_else(|r| panic!("{r}"));
+        assert!(compiled.warnings.is_empty(), "{}", compiled.warnings);
+        let plan = &compiled.plan;
+        let graph = graph_json(plan);
+        for secret in [
+            "127.0.0.1",
+            "http://",
+            "OPENAI_API_KEY",
+            "batch_size",
+            "concurrency",
+        ] {
+            assert!(!graph.to_string().contains(secret), "graph.json holds {secret}");
+        }
+        let nodes = graph["schemas"]["nodes"].as_object().expect("schemas");
+        for schema in nodes.values().chain([&graph["schemas"]["flattened"]]) {
+            Model::from_schema(schema.clone()).expect("a valid schema");
+        }
+        let plain = TreeOptions {
+            no_icons: true,
+            max_branches: Some(1),
+        };
+        insta::assert_snapshot!(format!(
+            "{}\n{}\n{}\n{}\n{}",
+            tree(plan, TreeOptions::default()),
+            tree(plan, plain),
+            dot(plan),
+            mermaid(plan),
+            serde_json::to_string_pretty(&graph_json(plan)).expect("JSON")
+        ));
+    });
+}
+
+const ENGINES: &str = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}}\n";
+
+fn chain(text: &str) -> Result<Compiled, Report> {
+    let input = ChainInput {
+        path: "chain.yaml".into(),
+        text: Some(format!("{ENGINES}{text}")),
+        ..ChainInput::default()
+    };
+    compile(&input, &Closures::none())
+}
+
+fn codes(text: &str) -> Vec<&'static str> {
+    match chain(text) {
+        Ok(compiled) => compiled.warnings,
+        Err(report) => report,
+    }
+    .problems()
+    .iter()
+    .map(|p| p.code.as_str())
+    .collect()
+}
+
+fn output_schema(model: &str) -> Value {
+    let text = format!("steps: [{{id: a, engine: e, user_prompt: hi, output_model: {model}}}]");
+    let compiled = chain(&text).unwrap_or_else(|r| panic!("{r}"));
+    let model = compiled.plan.nodes[0].model.as_ref().expect("a model");
+    model.schema().clone()
+}
+
+#[test]
+fn shorthand() {
+    assert_eq!(
+        output_schema(
+            "{a: string, b: integer?, c: [number], d: x | y | z, e: any, f: {g: 'boolean?'}, h: '[object]?'}"
+        ),
+        json!({
+            "type": "object",
+            "properties": {
+                "a": {"type": "string"},
+                "b": {"type": "integer"},
+                "c": {"type": "array", "items": {"type": "number"}},
+                "d": {"type": "string", "enum": ["x", "y", "z"]},
+                "e": {},
+                "f": {
+                    "type": "object",
+                    "properties": {"g": {"type": "boolean"}},
+                    "required": [],
+                    "additionalProperties": false,
+                },
+                "h": {"type": "array", "items": {"type": "object"}},
+            },
+            "required": ["a", "c", "d", "e", "f"],
+            "additionalProperties": false,
+        })
+    );
+}
+
+#[test]
+fn input_models_and_applies_are_open() {
+    let compiled = chain(
+        "models: {M: {a: string, b: {c: string}}}\ninput_model: M\nsteps:\n  - {id: x, apply: {jq: .}, output_model: M}\n  - {id: y, engine: e, user_prompt: hi, output_model: M}\n",
+    )
+    .unwrap_or_else(|r| panic!("{r}"));
+    let plan = compiled.plan;
+    let extra = json!({"a": "", "b": {"c": "", "z": 1}, "z": 1});
+    assert!(plan.input_model.expect("a model").validate(&extra).is_ok());
+    assert!(
+        plan.nodes[0]
+            .model
+            .as_ref()
+            .expect("a model")
+            .validate(&extra)
+            .is_ok()
+    );
+    let closed = plan.nodes[1].model.as_ref().expect("a model");
+    assert_eq!(
+        closed.validate(&extra).expect_err("closed"),
+        "$.b: Additional properties are not allowed ('z' was unexpected)"
+    );
+    assert_eq!(
+        closed
+            .validate(&json!({"a": 1, "b": {"c": ""}}))
+            .expect_err("a number"),
+        "$.a: 1 is not of type \"string\""
+    );
+}
+
+#[test]
+fn a_step_without_a_model_is_free_text() {
+    let plan = chain("steps: [{id: a, engine: e, user_prompt: hi}]")
+        .unwrap_or_else(|r| panic!("{r}"))
+        .plan;
+    let NodeKind::Step(step) = &plan.nodes[0].kind else {
+        panic!("a Step");
+    };
+    assert!(step.free_text);
+    let model = plan.nodes[0].model.as_ref().expect("a model");
+    assert!(model.validate(&json!({"text": "x"})).is_ok());
+    assert!(model.validate(&json!({"text": 1})).is_err());
+    assert_eq!(plan.name, "chain");
+}
+
+#[test]
+fn recursive_models_validate() {
+    let compiled = compile(
+        &fixture(Path::new("tests/chains/ok/tree_ref.yaml")),
+        &Closures::none(),
+    )
+    .unwrap_or_else(|r| panic!("{r}"));
+    let node = compiled.plan.nodes[0].model.as_ref().expect("a model");
+    let leaf = json!({"name": "a", "kind": "leaf"});
+    assert!(
+        node.validate(&json!({"name": "r", "kind": "branch", "children": [leaf]}))
+            .is_ok()
+    );
+    assert!(
+        node.validate(&json!({"name": "r", "kind": "branch", "children": [{"name": 1}]}))
+            .is_err()
+    );
+    let doc = compiled.plan.nodes[1].model.as_ref().expect("a model");
+    assert!(
+        doc.validate(&json!({"title": "t", "parts": [{"title": "u", "parts": []}]}))
+            .is_ok()
+    );
+    assert!(
+        doc.validate(&json!({"title": "t", "parts": [{"parts": []}]}))
+            .is_err()
+    );
+}
+
+#[test]
+fn scopes() {
+    let fork = |a: &str, b: &str, after: &str| {
+        codes(&format!(
+            "input_model: {{t: string}}\nsteps:\n  - {{id: before, engine: e, user_prompt: hi}}\n  - parallel:\n      - {{branch: l, join: left, steps: [{{id: l1, engine: e, user_prompt: '{a}'}}, {{id: l2, engine: e, user_prompt: hi}}]}}\n      - {{branch: r, steps: [{{id: r1, engine: e, user_prompt: '{b}'}}]}}\n  - {{id: after, engine: e, user_prompt: '{after}'}}\n"
+        ))
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(
+        fork(
+            "{{ before.text }}",
+            "{{ before.text }}",
+            "{{ left.text }} {{ before.text }}"
+        ),
+        none
+    );
+    assert_eq!(fork("hi", "{{ l1.text }}", "hi"), ["not_visible"]);
+    assert_eq!(fork("hi", "{{ left.text }}", "hi"), ["not_visible"]);
+    assert_eq!(fork("hi", "hi", "{{ l1.text }}"), ["not_visible"]);
+    assert_eq!(fork("hi", "hi", "{{ r.text }}"), ["not_visible"]);
+    assert_eq!(
+        fork("{{ l2.text }}", "hi", "{{ left.txt }}"),
+        ["not_visible", "undefined_name"]
+    );
+    // A group leaves the current item as it was.
+    assert_eq!(fork("hi", "hi", "{{ text }}"), none);
+}
+
+#[test]
+fn conditions_guard_what_stands_behind_them() {
+    let none: [&str; 0] = [];
+    let steps = |when: &str| {
+        codes(&format!(
+            "steps:\n  - {{id: a, engine: e, user_prompt: hi, on_error: null}}\n  - {{id: b, engine: e, when: '{when}', user_prompt: '{{{{ a.text }}}}'}}\n"
+        ))
+    };
+    assert_eq!(steps("a"), none);
+    assert_eq!(steps("a is not none"), none);
+    assert_eq!(steps("a and a.text != \"\""), none);
+    assert_eq!(steps("not a"), ["unguarded_null"]);
+    assert_eq!(steps("row_id"), ["unguarded_null"]);
+}
+
+#[test]
+fn set_is_read_as_yaml() {
+    let set = |value: &str| {
+        let input = ChainInput {
+            path: "chain.yaml".into(),
+            text: Some(format!(
+                "{ENGINES}vars: {{tone: neutral}}\nsteps: [{{id: a, engine: e, user_prompt: hi}}]"
+            )),
+            sets: vec![format!("tone={value}")],
+            ..ChainInput::default()
+        };
+        let compiled = compile(&input, &Closures::none()).unwrap_or_else(|r| panic!("{r}"));
+        compiled.plan.vars.json["tone"].clone()
+    };
+    assert_eq!(set("harsh"), json!("harsh"));
+    assert_eq!(set("5"), json!(5));
+    assert_eq!(set("'5'"), json!("5"));
+    assert_eq!(set("[a, 1.5, null]"), json!(["a", 1.5, null]));
+    assert_eq!(set("a=b"), json!("a=b"));
+    assert_eq!(set("007"), json!(7));
+    assert_eq!(set("1.2.3"), json!("1.2.3"));
+}
+
+#[test]
+fn json_with_tabs_and_a_byte_order_mark() {
+    let text = "\u{feff}{\n\t\"engines\": {\"e\": {\"backend\": \"openai\", \"model\": \"m\", \"endpoint\": \"http://h/v1\"}},\n\t\"steps\": [\n\t\t{\"id\": \"a\", \"engine\": \"e\", \"user_prompt\": \"\\u00e9 \\n \\/ {{ x }}\"}\n\t]\n}\n";
+    let input = ChainInput {
+        path: "chain.json".into(),
+        text: Some(text.to_owned()),
+        ..ChainInput::default()
+    };
+    let plan = compile(&input, &Closures::none())
+        .unwrap_or_else(|r| panic!("{r}"))
+        .plan;
+    let NodeKind::Step(step) = &plan.nodes[0].kind else {
+        panic!("a Step");
+    };
+    assert_eq!(step.user.source(), "é \n / {{ x }}");
+}
+
+#[test]
+fn a_node_may_be_named_like_the_field_it_reads() {
+    let none: [&str; 0] = [];
+    assert_eq!(
+        codes("steps: [{id: text, engine: e, user_prompt: '{{ text }}'}]"),
+        none
+    );
+}
+
+#[test]
+fn an_engine_that_is_not_served_matters_only_where_it_is_used() {
+    let text = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}, v: {backend: vllm, model: m}}\nsteps: [{id: a, engine: ENGINE, user_prompt: hi}]";
+    let compiled = |engine: &str| {
+        let input = ChainInput {
+            path: "chain.yaml".into(),
+            text: Some(text.replace("ENGINE", engine)),
+            ..ChainInput::default()
+        };
+        compile(&input, &Closures::none()).is_ok()
+    };
+    assert!(compiled("e"));
+    assert!(!compiled("v"));
+}
+
+/// A chain that is cut, or has a byte changed, is reported and never a crash.
+#[test]
+fn broken_chains_are_reported() {
+    for path in [
+        "tests/chains/ok/reviews.yaml",
+        "tests/chains/err/undefined_name.yaml",
+    ] {
+        let text = std::fs::read_to_string(path).expect("the fixture is there");
+        for (at, _) in text.char_indices().step_by(3) {
+            let (before, after) = text.split_at(at);
+            let rest: String = after.chars().skip(1).collect();
+            for broken in [
+                before.to_owned(),
+                format!("{before}é{rest}"),
+                format!("{before}{{{rest}"),
+            ] {
+                let input = ChainInput {
+                    path: path.into(),
+                    text: Some(broken),
+                    ..ChainInput::default()
+                };
+                assert!(!report(&input).render(Style::Plain).is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn closures() {
+    let text = format!("{ENGINES}steps: [{{id: a, apply: {{closure: twice}}}}]");
+    let input = ChainInput {
+        path: "chain.yaml".into(),
+        text: Some(text),
+        ..ChainInput::default()
+    };
+    let closures = Closures::none().with("twice", |r| Ok(vec![r.clone(), r.clone()]));
+    assert!(compile(&input, &closures).is_ok());
+    assert!(compile(&input, &Closures::none()).is_err());
+}
+
+/// Renders with an item, with `fr` null and `de` a record.
+fn render(template: &str) -> Result<String, String> {
+    let (visible, names) = names();
+    let template = Template::compile(template, &visible).map_err(|e| format!("compile: {e}"))?;
+    with_scope(&names, |scope| template.render(scope))
+}
+
+fn eval(when: &str) -> Result<bool, String> {
+    let (visible, names) = names();
+    let when = When::compile(when, &visible).map_err(|e| format!("compile: {e}"))?;
+    with_scope(&names, |scope| when.eval(scope))
+}
+
+fn names() -> (Visible, Vec<Named>) {
+    // Only a plan gives out places in the table of names.
+    let plan = chain(
+        "steps:\n  - {id: fr, engine: e, user_prompt: hi}\n  - {id: de, engine: e, user_prompt: hi}\n  - {id: list, engine: e, user_prompt: hi}\n  - {id: end, engine: e, user_prompt: hi}\n",
+    )
+    .unwrap_or_else(|r| panic!("{r}"))
+    .plan;
+    let record = |text| Record::parse(text).expect("a record");
+    let mut names = vec![Named::Unset; plan.names.len()];
+    let at = |name: &str| plan.names.iter().position(|n| n == name).expect("a name");
+    names[at("fr")] = Named::Null;
+    names[at("de")] = Named::Record(record(r#"{"text": "gut", "opt": null}"#));
+    names[at("list")] = Named::List(vec![record(r#"{"w": 1}"#), record(r#"{"w": 2}"#)].into());
+    names[at("de_reasoning")] = Named::Text("because".into());
+    (plan.nodes[3].visible.clone(), names)
+}
+
+fn with_scope<T>(names: &[Named], run: impl FnOnce(&Scope<'_>) -> T) -> T {
+    let item = Record::parse(
+        r#"{"text": "a <b> & 'c'", "big": 12345678901234567890123, "huge": 1234567890123456789012345678901234567890123, "x": 1.10, "ok": true, "no": null, "in": {"deep": [1, "two", {"k": null}], "k": 1, "k": 2}, "de": "hidden"}"#,
+    )
+    .expect("a record");
+    let json = json!({"tone": "dry", "n": 3})
+        .as_object()
+        .expect("an object")
+        .clone();
+    let vars = Vars {
+        json,
+        ..Vars::default()
+    };
+    run(&Scope {
+        row_id: &RowId::root(17).child(2),
+        item: &item,
+        chain_input: &item,
+        vars: &vars,
+        names,
+    })
+}
+
+fn ok(template: &str) -> String {
+    render(template).unwrap_or_else(|e| panic!("{template}: {e}"))
+}
+
+fn err(template: &str) -> String {
+    render(template).expect_err(template)
+}
+
+#[test]
+fn templates_print_values() {
+    assert_eq!(ok("{{ text }}"), "a <b> & 'c'");
+    assert_eq!(
+        ok("{{ big }} {{ huge }}"),
+        "12345678901234567890123 1234567890123456789012345678901234567890123"
+    );
+    assert_eq!(
+        ok("{{ row_id }} {{ vars.tone }} {{ vars['n'] + 1 }}"),
+        "17.2 dry 4"
+    );
+    assert_eq!(
+        ok("{{ de.text }} {{ item.de }} {{ de_reasoning }}"),
+        "gut hidden because"
+    );
+    assert_eq!(ok("{{ item['in'].deep[1] }} {{ item['in'].k }}"), "two 2");
+    assert_eq!(
+        ok("{% for w in list %}{{ w.w }},{% endfor %}{{ list | length }}"),
+        "1,2,2"
+    );
+    assert_eq!(
+        ok("{{ chain_input['in'] | tojson }}"),
+        r#"{"deep": [1, "two", {"k": null}], "k": 1, "k": 2}"#
+    );
+    assert_eq!(
+        ok("{{ {'a': [1, text]} | tojson }}"),
+        r#"{"a": [1, "a <b> & 'c'"]}"#
+    );
+    assert_eq!(
+        ok("{{ de | tojson(indent=1) }}"),
+        "{\n \"text\": \"gut\",\n \"opt\": null\n}"
+    );
+    assert_eq!(
+        ok("{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(text | upper) }}"),
+        "<A <B> & 'C'>"
+    );
+    assert_eq!(
+        ok("{% set t = text %}{{ t | length }} {{ range(3) | join('-') }}"),
+        "11 0-1-2"
+    );
+}
+
+#[test]
+fn nulls_are_errors_unless_guarded() {
+    assert_eq!(err("{{ fr }}"), "`fr` is null here; guard it with {% if fr %}");
+    assert_eq!(
+        err("{{ fr.text }}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(
+        err("{{ fr.text | default('-') }}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(
+        err("{{ 'a' ~ fr }}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(
+        err("{{ fr | upper }}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(err("{{ no }}"), "`no` is null here; guard it with {% if no %}");
+    assert_eq!(
+        err("{{ de.opt }}"),
+        "`de.opt` is null here; guard it with {% if de.opt %}"
+    );
+    assert_eq!(
+        err("{{ de.opt.x }}"),
+        "`de.opt` is null here; guard it with {% if de.opt %}"
+    );
+    assert_eq!(
+        err("{{ fr_reasoning }}"),
+        "`fr_reasoning` is null here; guard it with {% if fr_reasoning %}"
+    );
+    assert_eq!(
+        err("{% if fr.text %}x{% endif %}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(
+        err("{% for x in fr %}{% endfor %}"),
+        "`fr` is null here; guard it with {% if fr %}"
+    );
+    assert_eq!(ok("{% if fr %}{{ fr.text }}{% else %}none{% endif %}"), "none");
+    assert_eq!(
+        ok("{{ fr.text if fr else '-' }}{{ fr and fr.text or '+' }}"),
+        "-+"
+    );
+    assert_eq!(
+        ok("{{ fr is none }} {{ fr == none }} {{ fr is defined }}"),
+        "True True True"
+    );
+    assert_eq!(ok("{{ fr | tojson }} {{ fr | default('x', true) }}"), "null x");
+}
+
+#[test]
+fn undefined_names_are_errors() {
+    assert_eq!(err("{{ txet }}"), "`txet` is undefined; did you mean `text`?");
+    assert_eq!(
+        err("{{ de.zzzz }}"),
+        "`de.zzzz` is undefined; `de` has `text`, `opt`"
+    );
+    assert_eq!(err("{{ text.x }}"), "`text.x` is undefined; `text` is a string");
+    assert_eq!(
+        err("{% if texts %}{% endif %}"),
+        "`texts` is undefined; did you mean `text`?"
+    );
+    assert_eq!(
+        ok("{{ nope | default('-') }} {{ de.zz | default('+') }} {{ nope is defined }}"),
+        "- + False"
+    );
+    assert_eq!(
+        err("{{ vars.nope }}"),
+        "`vars.nope` is undefined; `vars` has `tone`, `n`"
+    );
+}
+
+#[test]
+fn templates_cannot_reach_out() {
+    for template in [
+        "{% include 'x' %}",
+        "{% import 'x' as y %}",
+        "{% extends 'x' %}",
+        "{% from 'x' import y %}",
+    ] {
+        assert_eq!(err(template), "compile: a template cannot read other templates");
+    }
+    assert_eq!(err("{{ debug() }}"), "compile: there is no function `debug`");
+    assert_eq!(
+        err("{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"),
+        "the template runs too long"
+    );
+}
+
+#[test]
+fn conditions() {
+    assert_eq!(eval("fr"), Ok(false));
+    assert_eq!(eval("not fr"), Ok(true));
+    assert_eq!(eval("de.text == 'gut' and x > 1"), Ok(true));
+    assert_eq!(eval("'}' in text or '%}' in text"), Ok(false));
+    assert_eq!(eval("list"), Ok(true));
+    assert_eq!(eval("no is none and no == none"), Ok(true));
+    assert_eq!(
+        eval("de.opt < 1"),
+        Err("`de.opt` is null here; guard it with {% if de.opt %}".into())
+    );
+    assert_eq!(
+        eval("de.opt == 'a'"),
+        Err("`de.opt` is null here; guard it with {% if de.opt %}".into())
+    );
+    assert_eq!(
+        eval("fr.text == 'a'"),
+        Err("`fr` is null here; guard it with {% if fr %}".into())
+    );
+    assert!(eval("nope").is_err_and(|e| e.starts_with("`nope` is undefined")));
+    assert!(eval("a b").is_err_and(|e| e.starts_with("compile: ")));
+    assert!(eval("fr) %}1{% endif %}{% if (fr").is_err_and(|e| e.starts_with("compile: ")));
+    assert_eq!(eval("(x + 1) * 2 > 3 and (x or fr) >= 1"), Ok(true));
+}

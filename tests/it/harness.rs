@@ -1,0 +1,171 @@
+//! Runs the command on small chains and reads back what it wrote.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::rc::Rc;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a chain, an input and an OUT.
+pub struct Bench {
+    pub dir: Rc<TempDir>,
+}
+
+/// What an invocation did.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub out: PathBuf,
+    /// The folder lives as long as somebody may look into it.
+    _dir: Rc<TempDir>,
+}
+
+impl Bench {
+    pub fn new(chain: &str, input: impl AsRef<[u8]>) -> Self {
+        let dir = Rc::new(tempfile::tempdir().expect("a temporary folder"));
+        let bench = Self { dir };
+        bench.write("chain.yaml", chain);
+        bench.write("in.jsonl", input);
+        bench
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.dir.path().join(name), content).expect("the folder is writable");
+    }
+
+    /// `chainette run chain.yaml in.jsonl out` with further arguments, in the folder.
+    pub fn command(&self, extra: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chainette"));
+        command
+            .current_dir(self.dir.path())
+            .args(["run", "chain.yaml", "in.jsonl", "out"])
+            .args(extra);
+        command.env_remove("RUST_BACKTRACE").env("NO_COLOR", "1");
+        command
+    }
+
+    pub fn run(&self, extra: &[&str]) -> Ran {
+        let output = self.command(extra).output().expect("the command starts");
+        self.ran(&output)
+    }
+
+    /// What stands in OUT, whoever wrote it.
+    pub fn opened(&self) -> Ran {
+        Ran {
+            code: 0,
+            stdout: String::new(),
+            stderr: String::new(),
+            out: self.dir.path().join("out"),
+            _dir: self.dir.clone(),
+        }
+    }
+
+    pub fn ran(&self, output: &Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            out: self.dir.path().join("out"),
+            _dir: self.dir.clone(),
+        }
+    }
+}
+
+/// Runs a chain over an input, once.
+pub fn run(chain: &str, input: impl AsRef<[u8]>) -> (Bench, Ran) {
+    let bench = Bench::new(chain, input);
+    let ran = bench.run(&[]);
+    (bench, ran)
+}
+
+impl Ran {
+    /// The lines of all shards of a folder.
+    pub fn lines(&self, folder: &str) -> Vec<String> {
+        let mut shards: Vec<PathBuf> = match fs::read_dir(self.out.join(folder)) {
+            Ok(entries) => entries
+                .map(|entry| entry.expect("a folder entry").path())
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        shards.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+        let read = |path: &PathBuf| fs::read_to_string(path).expect("shards are UTF-8");
+        shards
+            .iter()
+            .map(read)
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
+    pub fn values(&self, folder: &str) -> Vec<Value> {
+        self.lines(folder)
+            .iter()
+            .map(|line| serde_json::from_str(line).expect("lines are JSON"))
+            .collect()
+    }
+
+    pub fn errors(&self) -> Vec<Value> {
+        self.values("errors")
+    }
+
+    /// The only line of errors/.
+    pub fn error(&self) -> Value {
+        let errors = self.errors();
+        assert_eq!(errors.len(), 1, "one error expected: {errors:?}\n{}", self.stderr);
+        errors.into_iter().next().expect("counted above")
+    }
+
+    pub fn metadata(&self) -> Value {
+        let text = fs::read_to_string(self.out.join("metadata.json")).expect("metadata.json is there");
+        serde_json::from_str(&text).expect("metadata.json is JSON")
+    }
+
+    /// A node's counts as `rows/emitted/filtered/skipped/nulled/failed`, checked to add up.
+    pub fn fates(&self, node: &str) -> String {
+        let counts = &self.metadata()["nodes"][node];
+        let names = ["rows", "emitted", "filtered", "skipped", "nulled", "failed"];
+        let counts = names.map(|name| counts[name].as_u64().expect(name));
+        assert_eq!(
+            counts[0],
+            counts[1..].iter().sum::<u64>(),
+            "the fates of {node} do not add up"
+        );
+        counts.map(|n| n.to_string()).join("/")
+    }
+}
+
+/// All files below a folder with their bytes, but private ones and the changing part of the metadata.
+pub fn tree(out: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    fn walk(root: &Path, dir: &Path, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(dir).expect("the folder is there") {
+            let path = entry.expect("a folder entry").path();
+            let name = path
+                .strip_prefix(root)
+                .expect("below the root")
+                .to_string_lossy()
+                .into_owned();
+            if name == ".chainette" {
+                continue;
+            }
+            if path.is_dir() {
+                walk(root, &path, files);
+                continue;
+            }
+            let mut bytes = fs::read(&path).expect("the file is readable");
+            if name == "metadata.json" {
+                let mut metadata: Value = serde_json::from_slice(&bytes).expect("metadata.json is JSON");
+                let fields = metadata.as_object_mut().expect("metadata.json is an object");
+                for changing in ["run_id", "versions", "timings"] {
+                    fields.remove(changing).expect(changing);
+                }
+                bytes = metadata.to_string().into_bytes();
+            }
+            files.insert(name, bytes);
+        }
+    }
+    let mut files = std::collections::BTreeMap::new();
+    walk(out, out, &mut files);
+    files
+}

@@ -1,0 +1,142 @@
+//! jq programs: what they can read, what they cannot reach, and that they end.
+
+use chainette::expr::jq::JqProgram;
+use chainette::expr::{Scope, Vars, Visible};
+use chainette::row::{Record, RowId};
+
+fn run(program: &str, item: &str) -> Result<Vec<String>, String> {
+    let visible: Visible = [].into();
+    let program = JqProgram::compile(program, &visible).map_err(|e| format!("{e} at {:?}", e.span))?;
+    let item = Record::parse(item).expect("the test's item is an object");
+    let scope = Scope {
+        row_id: &RowId::root(17),
+        item: &item,
+        chain_input: &item,
+        vars: &Vars::default(),
+        names: &[],
+    };
+    let mut out = Vec::new();
+    program.run(&scope, &mut out)?;
+    Ok(out.iter().map(|record| record.text().to_owned()).collect())
+}
+
+fn one(program: &str, item: &str) -> String {
+    run(program, item).expect("the program runs").join(" ")
+}
+
+#[test]
+fn untouched_values_keep_their_spelling() {
+    let item = r#"{"z":1.10,"a":12345678901234567890123,"e":1E5,"s":"é\u00e9\n"}"#;
+    assert_eq!(one(".", item), item);
+    assert_eq!(
+        one("{z, a, e}", item),
+        r#"{"z":1.10,"a":12345678901234567890123,"e":1E5}"#
+    );
+    assert_eq!(one("{s}", item), r#"{"s":"éé\n"}"#);
+    assert_eq!(
+        one(". + {n: 1}", item),
+        item.replace(r"é\u00e9", "éé").replace('}', r#","n":1}"#)
+    );
+}
+
+#[test]
+fn outputs_become_rows() {
+    assert_eq!(run("empty", "{}"), Ok(vec![]));
+    assert_eq!(
+        one("(1, [2], null)", "{}"),
+        r#"{"value":1} {"value":[2]} {"value":null}"#
+    );
+    assert_eq!(
+        one("{id: $row_id, n: $chain_input.n}", r#"{"n":1.0}"#),
+        r#"{"id":"17","n":1.0}"#
+    );
+    assert_eq!(
+        one("{nan: nan, inf: infinite}", "{}"),
+        r#"{"nan":null,"inf":1.7976931348623157e308}"#
+    );
+    assert_eq!(run(r#"1, error("bad")"#, "{}"), Err("bad".into()));
+    assert_eq!(run(". + 1", "{}"), Err("cannot calculate {} + 1".into()));
+}
+
+#[test]
+fn the_library_works_under_checks() {
+    assert_eq!(one("[paths]", r#"{"a":[1]}"#), r#"{"value":[["a"],["a",0]]}"#);
+    assert_eq!(
+        one(
+            "walk(if type == \"number\" then . + 1 else . end)",
+            r#"{"a":[1]}"#
+        ),
+        r#"{"a":[2]}"#
+    );
+    assert_eq!(one("del(.a, .b[0])", r#"{"a":1,"b":[1,2]}"#), r#"{"b":[2]}"#);
+    assert_eq!(
+        one("1 | [recurse(if . < 3 then . + 1 else empty end)]", "{}"),
+        r#"{"value":[1,2,3]}"#
+    );
+    assert_eq!(one("[limit(3; repeat(1))] | add", "{}"), r#"{"value":3}"#);
+    assert_eq!(one("last(range(100000))", "{}"), r#"{"value":99999}"#);
+    assert_eq!(one("0 | until(. >= 100000; . + 1)", "{}"), r#"{"value":100000}"#);
+    assert_eq!(one("reduce range(5) as $i (0; . + $i)", "{}"), r#"{"value":10}"#);
+    assert_eq!(
+        one("[foreach range(3) as $i (0; . + $i; [$i, .])]", "{}"),
+        r#"{"value":[[0,0],[1,1],[2,3]]}"#
+    );
+    assert_eq!(
+        one(r#""a,b" | [splits(",")] | join("-")"#, "{}"),
+        r#"{"value":"a-b"}"#
+    );
+    assert_eq!(
+        one("setpath([\"a\"]; 1) | getpath([\"a\"])", "{}"),
+        r#"{"value":1}"#
+    );
+    assert_eq!(
+        one("def f($x): if $x > 0 then f($x - 1) else 7 end; f(1000)", "{}"),
+        r#"{"value":7}"#
+    );
+}
+
+#[test]
+fn a_program_cannot_reach_out_of_its_row() {
+    for program in [
+        "env",
+        "$ENV",
+        "input",
+        "inputs",
+        "debug",
+        "stderr",
+        "halt",
+        "halt_error",
+        "now",
+        "localtime",
+    ] {
+        let error = run(program, "{}").expect_err(program);
+        assert!(error.starts_with("undefined"), "{program}: {error}");
+    }
+    assert!(run(r#"include "x"; ."#, "{}").is_err());
+}
+
+#[test]
+fn deep_recursion_fails_the_row_not_the_process() {
+    let error = run("def f: 1 + f; f", "{}").expect_err("this never ends");
+    assert_eq!(error, "the program recurses too deep for one row");
+}
+
+#[test]
+fn syntax_errors_point_into_the_program() {
+    assert_eq!(
+        run(". | foo", "{}"),
+        Err("undefined filter `foo` at Some(4..7)".into())
+    );
+    assert_eq!(
+        run("{a: }", "{}"),
+        Err("expected term, found `}` at Some(4..5)".into())
+    );
+    assert_eq!(
+        run(". |", "{}"),
+        Err("expected term, found `the end of the program` at Some(3..3)".into())
+    );
+    assert_eq!(
+        run("1 2", "{}"),
+        Err("expected nothing, found `2` at Some(2..3)".into())
+    );
+}

@@ -1,0 +1,552 @@
+//! An HTTP server that plays an OpenAI-compatible engine: in this process, on its own thread, with a log.
+//!
+//! ```ignore
+//! let server = TestServer::start(|asked| Answer::text(format!("heard: {}", asked.user())));
+//! run_chainette(server.url());
+//! assert_eq!(server.stats().asked_twice, 0);
+//! ```
+//! The answer function runs on the server's only thread: it must be quick; slowness is [`Answer::after`].
+
+#[path = "asked.rs"]
+mod asked;
+#[path = "sample.rs"]
+mod sample;
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+pub use asked::{Answer, Asked, Digest};
+pub use sample::{Dice, sample};
+
+/// One line of the server's log, in order of arrival.
+#[derive(Clone, Copy, Debug)]
+pub struct Logged {
+    /// BLAKE3 of the raw body.
+    pub digest: Digest,
+    /// The number of the try for this row and Step, as the client says.
+    pub attempt: u32,
+    /// When it arrived.
+    pub start: Instant,
+    /// When the reply was handed to the socket whole; none while in flight or when it was broken off.
+    pub answered: Option<Instant>,
+    /// The status sent; 0 until then.
+    pub status: u16,
+}
+
+/// Counters so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Requests that arrived.
+    pub asked: u64,
+    /// Requests answered with 200, whole.
+    pub answered: u64,
+    /// Bodies that arrived more than once, counted once per repetition.
+    pub asked_again: u64,
+    /// Repetitions of bodies that had been answered with 200, whole.
+    pub asked_again_although_answered: u64,
+    /// Requests in flight now.
+    pub in_flight: usize,
+    /// The most there ever were.
+    pub max_in_flight: usize,
+    /// ∑ in flight × time, in slot-seconds: divide by slots × seconds for the utilisation.
+    pub busy_slot_seconds: f64,
+    /// Seconds from the first request's arrival to the last end of one.
+    pub span_seconds: f64,
+}
+
+#[derive(Default)]
+struct Book {
+    log: Vec<Logged>,
+    seen: HashMap<Digest, u32>,
+    in_flight: usize,
+    max_in_flight: usize,
+    busy: f64,
+    last_change: Option<Instant>,
+    answered: u64,
+    file: Option<std::fs::File>,
+}
+
+impl Book {
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if let Some(last) = self.last_change {
+            self.busy += (now - last).as_secs_f64() * self.in_flight as f64;
+        }
+        self.last_change = Some(now);
+    }
+
+    /// One `write` per line: it stands there whatever kills us next.
+    fn note(&mut self, mark: char, digest: &Digest) {
+        if let Some(file) = &mut self.file {
+            let line = format!("{mark} {}\n", blake3::Hash::from(*digest).to_hex());
+            file.write_all(line.as_bytes()).expect("the log can be written");
+        }
+    }
+}
+
+type AnswerFn = dyn Fn(&Asked) -> Answer + Send + Sync;
+
+struct Shared {
+    book: Mutex<Book>,
+    answer: Box<AnswerFn>,
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running server; stops when dropped.
+pub struct TestServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    running: Option<(tokio::sync::oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl TestServer {
+    /// Starts on a free port.
+    pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_on(0, None, answer)
+    }
+
+    /// Starts on a port, with a log file that gets `A digest` at an arrival and `D digest` at an answer.
+    pub fn start_on(
+        port: u16,
+        log: Option<&Path>,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let file = log.map(|path| {
+            let mut options = std::fs::OpenOptions::new();
+            options
+                .create(true)
+                .append(true)
+                .open(path)
+                .expect("the log can be opened")
+        });
+        let book = Book {
+            file,
+            ..Book::default()
+        };
+        let shared = Arc::new(Shared {
+            book: Mutex::new(book),
+            answer: Box::new(answer),
+        });
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut server = Self {
+            shared,
+            address,
+            running: None,
+        };
+        server.restart();
+        server
+    }
+
+    /// `http://127.0.0.1:PORT/v1`
+    pub fn url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// The port, kept over restarts.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Closes the port and every connection; the log stays.
+    pub fn stop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            let _gone = stop.send(());
+            thread.join().expect("the server thread did not panic");
+        }
+    }
+
+    /// Stops if need be, and listens again on the same port.
+    pub fn restart(&mut self) {
+        self.stop();
+        let listener = TcpListener::bind(self.address).expect("the port is free");
+        self.address = listener.local_addr().expect("a bound socket has an address");
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be made non-blocking");
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime can be built");
+            runtime.block_on(async move {
+                tokio::select! {
+                    () = listen(listener, shared) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        self.running = Some((stop, thread));
+    }
+
+    /// Every request so far, in order of arrival.
+    pub fn log(&self) -> Vec<Logged> {
+        self.shared.book().log.clone()
+    }
+
+    /// Requests answered with 200 since the server was made; cheap, for progress.
+    pub fn answered(&self) -> u64 {
+        self.shared.book().answered
+    }
+
+    /// The counters, computed from the log.
+    pub fn stats(&self) -> Stats {
+        let mut book = self.shared.book();
+        book.tick();
+        let mut stats = Stats {
+            in_flight: book.in_flight,
+            max_in_flight: book.max_in_flight,
+            busy_slot_seconds: book.busy,
+            ..count(&book.log)
+        };
+        if let Some(first) = book.log.first() {
+            let last = book.log.iter().filter_map(|l| l.answered).max();
+            stats.span_seconds = last.map_or(0.0, |last| (last - first.start).as_secs_f64());
+        }
+        stats
+    }
+
+    /// Forgets the log and the counters (not what was `seen`).
+    pub fn clear_log(&self) {
+        let mut book = self.shared.book();
+        book.log.clear();
+        book.busy = 0.0;
+        book.max_in_flight = book.in_flight;
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn count(log: &[Logged]) -> Stats {
+    let mut stats = Stats::default();
+    let mut answered: HashMap<Digest, bool> = HashMap::new();
+    for line in log {
+        stats.asked += 1;
+        let good = line.status == 200 && line.answered.is_some();
+        stats.answered += u64::from(good);
+        match answered.get_mut(&line.digest) {
+            None => {
+                answered.insert(line.digest, good);
+            }
+            Some(before) => {
+                stats.asked_again += 1;
+                stats.asked_again_although_answered += u64::from(*before);
+                *before |= good;
+            }
+        }
+    }
+    stats
+}
+
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime is running");
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let _best_effort = stream.set_nodelay(true);
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let service = hyper::service::service_fn(|request| serve(&shared, request));
+            let io = hyper_util::rt::TokioIo::new(stream);
+            // A connection that breaks is the client's business, or what the test asked for.
+            let _broken = hyper::server::conn::http1::Builder::new()
+                .serve_connection(io, service)
+                .await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// An `Err` makes hyper drop the connection without a reply.
+async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<Response<ReplyBody>> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    if head.method == Method::GET {
+        let (code, body) = match path.as_str() {
+            "/health" => (200, json!({"status": "ok"})),
+            "/v1/models" => (
+                200,
+                json!({"object": "list", "data": [{"id": "test", "object": "model"}]}),
+            ),
+            _ => (404, json!({"error": {"message": "no such page"}})),
+        };
+        return Ok(reply(code, &[], ReplyBody::whole(body.to_string().into(), None)));
+    }
+    let raw = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let digest = *blake3::hash(&raw).as_bytes();
+    let attempt = head
+        .headers
+        .get("x-chainette-attempt")
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let attempt = attempt.unwrap_or(0);
+    let (ticket, seen) = Ticket::new(shared, digest, attempt);
+    let body = serde_json::from_slice(&raw).unwrap_or_default();
+    let asked = Asked {
+        path,
+        headers: head.headers,
+        body,
+        raw,
+        digest,
+        seen,
+        attempt,
+    };
+    let mut answer = (shared.answer)(&asked);
+    while let Answer::After(delay, then) = answer {
+        tokio::time::sleep(delay).await;
+        answer = *then;
+    }
+    Ok(match answer {
+        Answer::Text {
+            content,
+            finish_reason,
+        } => {
+            let (kind, body) = completion(&asked, &content, finish_reason);
+            reply(
+                200,
+                &[("content-type", kind.to_owned())],
+                ReplyBody::whole(body, Some(ticket)),
+            )
+        }
+        Answer::Status { code, headers, body } => {
+            reply(code, &headers, ReplyBody::whole(body.into(), Some(ticket)))
+        }
+        Answer::Raw(body) => reply(200, &[], ReplyBody::whole(body, Some(ticket))),
+        Answer::CloseMidBody => {
+            let (kind, body) = completion(&asked, "cut off", "stop");
+            reply(
+                200,
+                &[("content-type", kind.to_owned())],
+                ReplyBody::half(&body, ticket),
+            )
+        }
+        Answer::Hang => std::future::pending().await,
+        Answer::Close | Answer::After(..) => return Err(io::ErrorKind::ConnectionReset.into()),
+    })
+}
+
+fn reply(code: u16, headers: &[(&'static str, String)], mut body: ReplyBody) -> Response<ReplyBody> {
+    if let Some(ticket) = &mut body.ticket {
+        ticket.status = code;
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).expect("a valid status code");
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in headers.chain([("server", "chainette-test")]) {
+        response
+            .headers_mut()
+            .insert(name, value.parse().expect("a valid header value"));
+    }
+    response
+}
+
+/// A chat completion around a text: its content type and body, as one JSON value or as an event stream.
+fn completion(asked: &Asked, content: &str, finish_reason: &str) -> (&'static str, Bytes) {
+    let tokens = |len: usize| len.div_ceil(4);
+    let prompt: usize = asked
+        .messages()
+        .filter_map(|m| m["content"].as_str())
+        .map(str::len)
+        .sum();
+    let (prompt, reply) = (tokens(prompt), tokens(content.len()));
+    let usage = json!({"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply});
+    let id = format!("chatcmpl-{}", &blake3::Hash::from(asked.digest).to_hex()[..12]);
+    if asked.body["stream"] != true {
+        let body = json!({
+            "id": id, "object": "chat.completion", "created": 0, "model": asked.body["model"],
+            "choices": [{"index": 0, "finish_reason": finish_reason,
+                         "message": {"role": "assistant", "content": content}}],
+            "usage": usage,
+        });
+        return ("application/json", body.to_string().into());
+    }
+    let mut out = String::new();
+    let mut event = |choices: Value, usage: Option<&Value>| {
+        let mut chunk = json!({"id": id, "object": "chat.completion.chunk", "created": 0,
+                               "model": asked.body["model"], "choices": choices});
+        if let Some(usage) = usage {
+            chunk["usage"] = usage.clone();
+        }
+        out.push_str(&format!("data: {chunk}\n\n"));
+    };
+    event(
+        json!([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]),
+        None,
+    );
+    let middle = (content.len() / 2..content.len())
+        .find(|at| content.is_char_boundary(*at))
+        .unwrap_or(0);
+    for piece in [&content[..middle], &content[middle..]] {
+        event(
+            json!([{"index": 0, "delta": {"content": piece}, "finish_reason": null}]),
+            None,
+        );
+    }
+    event(
+        json!([{"index": 0, "delta": {}, "finish_reason": finish_reason}]),
+        None,
+    );
+    event(json!([]), Some(&usage));
+    out.push_str("data: [DONE]\n\n");
+    ("text/event-stream", out.into())
+}
+
+/// A request in flight; its end is written down when this is dropped.
+struct Ticket {
+    shared: Arc<Shared>,
+    index: usize,
+    digest: Digest,
+    status: u16,
+    whole: bool,
+}
+
+impl Ticket {
+    fn new(shared: &Arc<Shared>, digest: Digest, attempt: u32) -> (Self, u32) {
+        let mut book = shared.book();
+        book.tick();
+        book.in_flight += 1;
+        book.max_in_flight = book.max_in_flight.max(book.in_flight);
+        book.note('A', &digest);
+        let count = book.seen.entry(digest).or_default();
+        let seen = *count;
+        *count += 1;
+        let index = book.log.len();
+        book.log.push(Logged {
+            digest,
+            attempt,
+            start: Instant::now(),
+            answered: None,
+            status: 0,
+        });
+        drop(book);
+        let shared = Arc::clone(shared);
+        (
+            Self {
+                shared,
+                index,
+                digest,
+                status: 0,
+                whole: false,
+            },
+            seen,
+        )
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut book = self.shared.book();
+        book.tick();
+        book.in_flight -= 1;
+        if self.whole {
+            book.note('D', &self.digest);
+            if let Some(line) = book.log.get_mut(self.index).filter(|l| l.digest == self.digest) {
+                line.answered = Some(Instant::now());
+                line.status = self.status;
+                book.answered += u64::from(self.status == 200);
+            }
+        }
+    }
+}
+
+/// A reply's body that knows when hyper has taken all of it.
+struct ReplyBody {
+    parts: VecDeque<Bytes>,
+    len: u64,
+    breaks: Option<Pin<Box<tokio::time::Sleep>>>,
+    ticket: Option<Ticket>,
+}
+
+impl ReplyBody {
+    fn whole(body: Bytes, ticket: Option<Ticket>) -> Self {
+        let len = body.len() as u64;
+        Self {
+            parts: VecDeque::from([body]),
+            len,
+            breaks: None,
+            ticket,
+        }
+    }
+
+    fn half(body: &Bytes, ticket: Ticket) -> Self {
+        let parts = VecDeque::from([body.slice(..body.len() / 2)]);
+        let breaks = Some(Box::pin(tokio::time::sleep(Duration::from_millis(2))));
+        Self {
+            parts,
+            len: body.len() as u64,
+            breaks,
+            ticket: Some(ticket),
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(part) = self.parts.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(part))));
+        }
+        match &mut self.breaks {
+            None => Poll::Ready(None),
+            Some(sleep) => sleep
+                .as_mut()
+                .poll(cx)
+                .map(|()| Some(Err(io::ErrorKind::ConnectionReset.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.is_empty() && self.breaks.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.len)
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        let whole = self.is_end_stream();
+        if let Some(ticket) = &mut self.ticket {
+            ticket.whole = whole;
+        }
+    }
+}
+
+/// The default answer: a value that satisfies the request's schema, or a short text; a pure function of the body.
+pub fn answer_from_schema(asked: &Asked) -> Answer {
+    let mut dice = Dice::new(&asked.raw);
+    Answer::text(match asked.schema() {
+        Some(schema) => sample(schema, schema, &mut dice, 0).to_string(),
+        None => dice.words(6),
+    })
+}
