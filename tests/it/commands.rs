@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -184,7 +186,15 @@ fn bad_usage_writes_nothing() {
 
 #[test]
 fn ctrl_c_commits_and_resumes() {
-    let slow = TestServer::start(|asked| answer_from_schema(asked).after(Duration::from_millis(60)));
+    // After the first 40 the server takes its time, so that the run is under way however late the signal comes.
+    let (seen, hurry) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let slow = TestServer::start({
+        let hurry = hurry.clone();
+        move |asked| {
+            let early = seen.fetch_add(1, Ordering::Relaxed) < 40 || hurry.load(Ordering::Relaxed);
+            answer_from_schema(asked).after(Duration::from_millis(if early { 60 } else { 1_000 }))
+        }
+    });
     let bench = Bench::new(&step_chain(&slow, "{{ text }}"), rows(400));
     let run = bench
         .command(&[])
@@ -196,6 +206,7 @@ fn ctrl_c_commits_and_resumes() {
     }
     let asked = Instant::now();
     signal(run.id(), "INT");
+    hurry.store(true, Ordering::Relaxed);
     let ran = bench.ran(&run.wait_with_output().expect("it ends"));
     assert_eq!(ran.code, 130, "{}", ran.stderr);
     assert!(
