@@ -46,5 +46,7 @@ pub mod sink;
 pub mod run;
 /// 9: who watches: progress lines, JSON logs, the summary.
 pub mod report;
+/// 10: who asks, from Rust: chains made of code.
+pub mod chain;
 /// 10: who asks: the command line.
 pub mod cli;

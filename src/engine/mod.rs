@@ -5,9 +5,12 @@
 
 pub mod broker;
 pub mod client;
+mod custom;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use custom::{FnEngine, Question};
 
 use futures::future::BoxFuture;
 
@@ -17,7 +20,7 @@ use crate::row::ErrorKind;
 use crate::spec::Sampling;
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: Role,
@@ -26,7 +29,8 @@ pub struct Message {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The system prompt.
     System,
@@ -45,6 +49,18 @@ pub struct Request<'a> {
     pub schema: Option<&'a PreparedSchema>,
     /// Sampling, with the attempt's seed and token limit already applied.
     pub sampling: &'a Sampling,
+}
+
+impl Reply {
+    /// A finished reply of this text, with nothing counted.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            reasoning: None,
+            finish: Finish::Stop,
+            usage: Usage::default(),
+        }
+    }
 }
 
 /// A request as it goes over the wire.

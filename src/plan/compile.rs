@@ -27,9 +27,13 @@ use super::{
     Plan, StepPlan, graph,
 };
 
-/// Rust closures that a chain may call by name (`apply: {closure: NAME}`).
+/// What the library's user brings to a chain: Rust closures it may call by name
+/// (`apply: {closure: NAME}`), and the names of engines.
 #[derive(Clone, Default)]
-pub struct Closures(IndexMap<String, Arc<ClosureFn>>);
+pub struct Closures {
+    run: IndexMap<String, Arc<ClosureFn>>,
+    engines: Vec<String>,
+}
 
 impl Closures {
     /// No closures: what the command line offers.
@@ -39,18 +43,33 @@ impl Closures {
 
     /// Registers a closure; a later one of the same name takes its place.
     #[must_use]
-    pub fn with<F>(mut self, name: impl Into<String>, run: F) -> Self
+    pub fn with<F>(self, name: impl Into<String>, run: F) -> Self
     where
         F: Fn(&Record) -> Result<Vec<Record>, String> + Send + Sync + 'static,
     {
-        self.0.insert(name.into(), Arc::new(run));
+        self.with_shared(name.into(), Arc::new(run))
+    }
+
+    /// As [`Closures::with`], for a closure that is shared already.
+    pub(crate) fn with_shared(mut self, name: String, run: Arc<ClosureFn>) -> Self {
+        self.run.insert(name, run);
+        self
+    }
+
+    /// Lets Steps name an engine that stands in no file; whoever runs the plan gives it to the broker.
+    #[must_use]
+    pub fn with_engine(mut self, name: &str) -> Self {
+        self.engines.push(name.to_owned());
         self
     }
 }
 
 impl std::fmt::Debug for Closures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set()
+            .entries(self.run.keys())
+            .entries(&self.engines)
+            .finish()
     }
 }
 
@@ -242,6 +261,11 @@ impl Builder<'_> {
         if let Some(at) = self.engines.get_index_of(&name.value) {
             return Some(EngineIx(at));
         }
+        if self.closures.engines.contains(&name.value) {
+            let spec = EngineSpec::custom(&name.value);
+            let (at, _) = self.engines.insert_full(name.value.clone(), spec);
+            return Some(EngineIx(at));
+        }
         let declared = &self.spec.engines;
         let Some(found) = declared.iter().find(|e| e.name.value == name.value) else {
             self.problems
@@ -372,13 +396,13 @@ impl Builder<'_> {
     }
 
     fn closure(&mut self, name: &Text) -> Option<ApplyPlan> {
-        if let Some(run) = self.closures.0.get(&name.value) {
+        if let Some(run) = self.closures.run.get(&name.value) {
             return Some(ApplyPlan::Closure(Closure {
                 name: name.value.clone(),
                 run: Arc::clone(run),
             }));
         }
-        let known = self.closures.0.keys().map(String::as_str);
+        let known = self.closures.run.keys().map(String::as_str);
         let help = suggest(&name.value, known).unwrap_or_else(|| {
             "closures are registered by programs that use chainette as a library".to_owned()
         });

@@ -97,6 +97,28 @@ impl Record {
             .map(|(_, value)| value)
     }
 
+    /// Takes anything that serialises; what is no JSON object `v` becomes `{"value": v}`.
+    ///
+    /// # Errors
+    /// It cannot be JSON (a map with keys that are no texts), or nests too deep.
+    pub fn write<T: serde::Serialize>(value: &T) -> Result<Self, BadRecord> {
+        let text =
+            serde_json::to_string(value).map_err(|error| BadRecord::Inexpressible(error.to_string()))?;
+        if text.starts_with('{') {
+            Self::parse(&text)
+        } else {
+            Self::parse(&format!("{{\"value\":{text}}}"))
+        }
+    }
+
+    /// The object as a type of yours.
+    ///
+    /// # Errors
+    /// A field is missing or of another type; the message says which, and where.
+    pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.0.text)
+    }
+
     /// The object as a `serde_json` value (numbers beyond 64 bits lose precision; do not write it back).
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::from_str(&self.0.text).unwrap_or(serde_json::Value::Null)

@@ -30,6 +30,7 @@ pub use limits::ErrorLimit;
 pub use metadata::rfc3339;
 pub use outdir::{Existing, Identity, OutDir};
 
+use crate::engine::Stop;
 use crate::engine::broker::{Broker, EngineLoad};
 use crate::event::{Event, EventSender, RunState, RunStats, Status};
 use crate::node::answer::{Answers, NoAnswers};
@@ -81,12 +82,17 @@ pub struct RunConfig {
 impl RunConfig {
     /// A run of `plan` over one JSONL file with the command's defaults, but without its signals.
     pub fn new(plan: Plan, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self::shared(Arc::new(plan), input, out)
+    }
+
+    /// As [`RunConfig::new`], for a plan that runs more than once.
+    pub fn shared(plan: Arc<Plan>, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
         let graph = crate::plan::explain::graph_json(&plan);
         Self {
             chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
             batch_size: plan.batch_size,
             graph,
-            plan: Arc::new(plan),
+            plan,
             inputs: vec![input.into()],
             out: out.into(),
             existing: Existing::Same,
@@ -123,6 +129,17 @@ pub struct Outcome {
     pub unwritten: u64,
     /// Why it stopped early.
     pub stopped: Option<RunError>,
+}
+
+impl Outcome {
+    /// The sums of a run that took every row; an interrupted or stopped run is an error, resumable.
+    pub fn into_result(self) -> Result<RunStats, RunError> {
+        match (self.stopped, self.stats.state) {
+            (Some(error), _) => Err(error),
+            (None, RunState::Interrupted) => Err(RunError::Stop(Stop::Interrupted)),
+            (None, _) => Ok(self.stats),
+        }
+    }
 }
 
 /// Runs a plan. An `Err` means that nothing was run.

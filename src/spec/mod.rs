@@ -23,6 +23,8 @@ use std::time::Duration;
 pub enum Backend {
     /// OpenAI chat completions; also what vLLM, llama.cpp, TGI and SGLang serve.
     OpenAi,
+    /// An engine that the library's user registered; no chain file can name it.
+    Custom,
 }
 
 impl Backend {
@@ -30,6 +32,7 @@ impl Backend {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OpenAi => "openai",
+            Self::Custom => "custom",
         }
     }
 }
@@ -92,6 +95,24 @@ pub struct EngineSpec {
     pub engine_wait: Duration,
 }
 
+impl EngineSpec {
+    /// An engine that the library's user registered: it has its own wire and clocks.
+    pub(crate) fn custom(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            backend: Backend::Custom,
+            model: name.to_owned(),
+            endpoint: String::new(),
+            api_key_env: None,
+            headers: Vec::new(),
+            concurrency: Concurrency::Auto,
+            timeout: Timeouts::default(),
+            max_reply: 16 << 20,
+            engine_wait: Duration::from_secs(600),
+        }
+    }
+}
+
 impl std::fmt::Debug for EngineSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The values of headers, and what an address carries besides the host and the path, may be secrets.
@@ -136,6 +157,25 @@ pub struct Sampling {
     pub seed: Option<i64>,
     /// Whatever else the backend takes (`top_k`, `presence_penalty`, …), sent as it is.
     pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Sampling {
+    /// What is set, under the names of the chain file.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut all = serde_json::Map::new();
+        let mut put = |key: &str, value: Option<serde_json::Value>| {
+            if let Some(value) = value {
+                all.insert(key.to_owned(), value);
+            }
+        };
+        put("temperature", self.temperature.map(Into::into));
+        put("max_tokens", self.max_tokens.map(Into::into));
+        put("top_p", self.top_p.map(Into::into));
+        put("stop", (!self.stop.is_empty()).then(|| self.stop.clone().into()));
+        put("seed", self.seed.map(Into::into));
+        all.extend(self.extra.clone());
+        all.into()
+    }
 }
 
 /// How often to ask again.

@@ -51,12 +51,26 @@ impl Broker {
     pub fn new(specs: &[EngineSpec], events: EventSender) -> Result<Self, SetupError> {
         let mut broker = Self::empty(events);
         for spec in specs {
-            let engine: SharedEngine = match spec.backend {
-                Backend::OpenAi => Arc::new(OpenAi::new(spec)?),
-            };
-            broker = broker.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait);
+            broker = broker.with_spec(spec)?;
         }
         Ok(broker)
+    }
+
+    /// Adds an engine by its declaration.
+    ///
+    /// # Errors
+    /// As for [`Broker::new`].
+    pub fn with_spec(self, spec: &EngineSpec) -> Result<Self, SetupError> {
+        let engine: SharedEngine = match spec.backend {
+            Backend::OpenAi => Arc::new(OpenAi::new(spec)?),
+            Backend::Custom => {
+                return Err(SetupError {
+                    engine: spec.name.clone(),
+                    message: "is one of the program's own; give it with `Broker::with_engine`".to_owned(),
+                });
+            }
+        };
+        Ok(self.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait))
     }
 
     /// No engines yet.

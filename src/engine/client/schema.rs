@@ -46,6 +46,19 @@ impl PreparedSchema {
         Self { format, wire }
     }
 
+    /// A schema for an engine that takes any: sent as it is, nothing to undo.
+    pub fn as_is(schema: &Value) -> Self {
+        let format = serde_json::value::to_raw_value(schema)
+            .unwrap_or_else(|_| serde_json::value::RawValue::NULL.to_owned());
+        let wire = Wire {
+            schema: schema.clone(),
+            strict: false,
+            wrapped: false,
+            undo: Undo::default(),
+        };
+        Self { format, wire }
+    }
+
     /// The rewritten schema.
     pub fn wire(&self) -> &Wire {
         &self.wire
