@@ -43,7 +43,7 @@ pub enum Event {
     },
     /// How many rows a node has to do, as far as known.
     StepTotal {
-        /// The node's id.
+        /// The node's id; `chain_input` for the input rows in all, once they are counted.
         node: String,
         /// Rows that will arrive.
         total: u64,

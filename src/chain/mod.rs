@@ -46,6 +46,7 @@ use crate::engine::broker::Broker;
 use crate::event::{Event, EventSender, Report as Watcher};
 use crate::plan::{Closures, Plan, Report, compile};
 use crate::run::{Dispatcher, Outcome, RunConfig, RunError};
+use crate::source::{AtPath, Input};
 use crate::spec::{ChainInput, Concurrency};
 
 /// An engine of yours: how chainette may use it.
@@ -118,11 +119,23 @@ impl Chain {
         &self.warnings
     }
 
-    /// A run of this chain over a file, with the command's defaults but without its signals and screens.
-    pub fn job(&self, input: impl AsRef<Path>, out: impl Into<PathBuf>) -> Job<'_> {
+    /// A run of this chain over the input at a path (whatever the command takes), with the command's defaults
+    /// but without its signals and screens.
+    pub fn job(&self, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Job<'_> {
+        let out = out.into();
+        self.start(Arc::new(AtPath::new(input, &out)), out)
+    }
+
+    /// As [`Chain::job`], over rows of yours: [`Generated`](crate::source::Generated), or your own
+    /// [`Input`].
+    pub fn job_over(&self, input: impl Input + 'static, out: impl Into<PathBuf>) -> Job<'_> {
+        self.start(Arc::new(input), out.into())
+    }
+
+    fn start(&self, input: Arc<dyn Input>, out: PathBuf) -> Job<'_> {
         let config = RunConfig {
             chain_digest: self.digest.clone(),
-            ..RunConfig::shared(self.plan.clone(), input.as_ref(), out)
+            ..RunConfig::over(self.plan.clone(), input, out)
         };
         Job {
             chain: self,

@@ -70,7 +70,8 @@ pub(crate) struct ChainArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
-    /// Input rows: a .jsonl or .ndjson file
+    /// Input rows: a .jsonl, .ndjson, .csv, .tsv (each also .gz or .zst), .parquet or .arrow file, a folder
+    /// of them, a glob in quotes, or - for JSONL from stdin
     pub(crate) inputs: PathBuf,
     /// The folder for the outputs; a folder with an unfinished run of the same chain and input resumes it
     pub(crate) out: PathBuf,

@@ -1,7 +1,7 @@
 //! `chainette run`.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::args::{Format, Global, MaxErrors, RunArgs};
@@ -12,6 +12,7 @@ use crate::event::{Event, Report, RunState, RunStats};
 use crate::plan::explain;
 use crate::report::{JsonLogs, Plain, Quiet, summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
+use crate::source::open_input;
 
 /// Runs a chain.
 pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
@@ -19,9 +20,15 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         Ok(compiled) => compiled,
         Err(exit) => return exit,
     };
-    if let Some(message) = unusable_input(&args.inputs) {
-        printer.error(&format!("error: {message}"));
-        return Exit::Usage;
+    let input = match open_input(&args.inputs, &args.out) {
+        Ok(opened) => opened,
+        Err(error) => {
+            printer.error(&explain_error(&error));
+            return Exit::Usage;
+        }
+    };
+    if let Some(message) = passed_over(&input.ignored) {
+        printer.warning(&message);
     }
     let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
@@ -53,7 +60,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         graph: explain::graph_json(&plan),
         chain_digest: compiled.digest,
         plan,
-        inputs: vec![args.inputs.clone()],
+        input: input.input,
         out: args.out.clone(),
         existing: match (args.overwrite, args.resume) {
             (true, _) => Existing::Overwrite,
@@ -139,22 +146,16 @@ fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
     }
 }
 
-/// Why a path cannot be read as rows.
-fn unusable_input(path: &Path) -> Option<String> {
-    let shown = path.display();
-    match std::fs::metadata(path) {
-        Err(error) => return Some(format!("cannot read {shown}: {error}")),
-        Ok(meta) if meta.is_dir() => {
-            return Some(format!("{shown} is a directory; give a .jsonl or .ndjson file"));
-        }
-        Ok(_) => {}
+/// Says what lies beside the input and is not read.
+fn passed_over(ignored: &[PathBuf]) -> Option<String> {
+    const SHOWN: usize = 3;
+    let mut shown: Vec<String> = ignored
+        .iter()
+        .take(SHOWN)
+        .map(|path| path.display().to_string())
+        .collect();
+    if let Some(more) = ignored.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        shown.push(format!("and {} more", thousands(more as u64)));
     }
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("jsonl" | "ndjson") => std::fs::File::open(path)
-            .err()
-            .map(|error| format!("cannot read {shown}: {error}")),
-        _ => Some(format!(
-            "{shown} is none of the kinds this version reads: .jsonl, .ndjson"
-        )),
-    }
+    (!ignored.is_empty()).then(|| format!("not read, as their kind is unknown: {}", shown.join(", ")))
 }

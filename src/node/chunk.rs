@@ -4,7 +4,7 @@ use futures::FutureExt;
 
 use crate::engine::Stop;
 use crate::row::{ErrorKind, Record, RowId};
-use crate::source::{Chunk, MAX_ROW_BYTES, RawRow};
+use crate::source::{Chunk, RawRow};
 
 use super::lines;
 use super::output::Output;
@@ -23,8 +23,8 @@ impl Walker {
     /// Reads a raw row.
     pub fn arrival(&self, row: &RawRow, data: &[u8]) -> Arrival {
         let bytes = data.get(row.span.clone()).unwrap_or_default();
-        let record = if row.too_long {
-            Err(format!("the line is longer than {} MiB", MAX_ROW_BYTES >> 20))
+        let record = if let Some(problem) = &row.problem {
+            Err(problem.to_string())
         } else {
             match std::str::from_utf8(bytes) {
                 Err(error) => Err(format!("not valid UTF-8 at byte {}", error.valid_up_to() + 1)),

@@ -127,6 +127,7 @@ impl Dispatcher {
 fn count(progress: &mut Progress, event: &Event) {
     match event {
         Event::RunStarted { total, .. } => progress.total = *total,
+        Event::StepTotal { node, total } if node == "chain_input" => progress.total = Some(*total),
         Event::Resumed { rows, .. } => progress.rows_before = *rows,
         Event::ChunkFinished { rows, failed, .. } => {
             progress.rows += rows;

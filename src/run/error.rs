@@ -90,7 +90,7 @@ impl RunError {
         |source| Self::Io { path, source }
     }
 
-    /// True when nothing was run: bad usage rather than a run that stopped.
+    /// True for what, when nothing was run, is bad usage or input rather than a failure.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
@@ -99,6 +99,7 @@ impl RunError {
                 | Self::Foreign { .. }
                 | Self::Different { .. }
                 | Self::Setup(_)
+                | Self::Source(_)
         )
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct Executor {
     pub(super) halt: Halt,
     pub(super) failure: Failure,
     pub(super) at_end: Arc<AtomicBool>,
+    /// The ordinal of the first row that is read.
+    pub(super) first: u64,
     pub(super) events: EventSender,
 }
 
@@ -91,6 +93,7 @@ impl Executor {
             halt: self.halt.clone(),
             failure: self.failure,
         });
+        let mut total = self.first;
         loop {
             let chunk = tokio::select! {
                 biased;
@@ -101,6 +104,8 @@ impl Executor {
                 Some(Ok(Some(chunk))) => chunk,
                 Some(Ok(None)) => {
                     self.at_end.store(true, Ordering::Release);
+                    let node = "chain_input".into();
+                    self.events.send(Event::StepTotal { node, total });
                     return Ok(());
                 }
                 Some(Err(error)) => return Err(error.into()),
@@ -127,6 +132,7 @@ impl Executor {
             let Some((rows, bytes)) = permits else {
                 return Ok(());
             };
+            total = chunk.end.ordinal;
             self.events.send(Event::ChunkStarted {
                 seq: chunk.seq,
                 rows: chunk.rows.len() as u64,

@@ -3,6 +3,7 @@
 mod answers;
 mod checkpoint;
 mod committer;
+mod counting;
 mod counts;
 mod dispatcher;
 mod error;
@@ -38,10 +39,11 @@ use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
 use crate::plan::{NodeKind, Plan};
 use crate::sink::{Layout, StreamWriter};
-use crate::source::{Fingerprint, JsonlSource};
+use crate::source::{AtPath, Input, Source, SourceError};
 use answers::Ledger;
 use checkpoint::{Checkpointer, write_json};
 use committer::{Committer, WaitingRows};
+use counting::Counting;
 use executor::{Executor, Failure};
 use metadata::{Timings, metadata};
 use parking::Parking;
@@ -57,8 +59,8 @@ pub struct RunConfig {
     pub graph: Value,
     /// BLAKE3 of the chain file, hexadecimal.
     pub chain_digest: String,
-    /// Input files, in order.
-    pub inputs: Vec<PathBuf>,
+    /// Where the rows come from.
+    pub input: Arc<dyn Input>,
     /// The folder OUT.
     pub out: PathBuf,
     /// What to do with an OUT that holds a run.
@@ -80,20 +82,21 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
-    /// A run of `plan` over one JSONL file with the command's defaults, but without its signals.
+    /// A run of `plan` over the input at a path, with the command's defaults, but without its signals.
     pub fn new(plan: Plan, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
-        Self::shared(Arc::new(plan), input, out)
+        let out = out.into();
+        Self::over(Arc::new(plan), Arc::new(AtPath::new(input, &out)), out)
     }
 
-    /// As [`RunConfig::new`], for a plan that runs more than once.
-    pub fn shared(plan: Arc<Plan>, input: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+    /// As [`RunConfig::new`], for any input and a plan that may run more than once.
+    pub fn over(plan: Arc<Plan>, input: Arc<dyn Input>, out: impl Into<PathBuf>) -> Self {
         let graph = crate::plan::explain::graph_json(&plan);
         Self {
             chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
             batch_size: plan.batch_size,
             graph,
             plan,
-            inputs: vec![input.into()],
+            input,
             out: out.into(),
             existing: Existing::Same,
             max_rows: 100_000,
@@ -162,6 +165,7 @@ pub fn run(
         .as_ref()
         .filter(|checkpoint| is_done(checkpoint, config.limit))
     {
+        read_again(&config, done, &out.identity)?;
         // Killed between the last checkpoint and the last file?
         let path = config.out.join("metadata.json");
         let written: Option<Value> = checkpoint::read_json(&path)?;
@@ -188,6 +192,8 @@ pub fn run(
     };
     let resumed = found.is_some();
     let mut checkpoint = found.unwrap_or_else(fresh);
+    // Before anything is touched: what cannot be read is known now.
+    let source = config.input.open(checkpoint.position, config.limit)?;
     if checkpoint.finished {
         // Its closed shards are about to be opened again: from here on it is not finished.
         checkpoint.finished = false;
@@ -235,10 +241,13 @@ pub fn run(
     )?;
 
     let run_id = out.identity.run_id.clone();
+    let counted = config.input.total();
+    let total = at_most(config.limit, counted);
+    let counting = Counting::start(&config, counted, events);
     events.send(Event::RunStarted {
         run_id,
         chain: plan.name.clone(),
-        total: config.limit,
+        total,
     });
     let answers = ledger.as_ref().map_or(0, |ledger| ledger.len());
     if resumed || answers > 0 {
@@ -253,6 +262,7 @@ pub fn run(
         broker,
         events,
         status,
+        source,
         writer,
         outcomes,
         ledger,
@@ -265,6 +275,7 @@ pub fn run(
         interrupted,
         unwritten,
     } = session.run()?;
+    drop(counting);
 
     let (state, stopped) = match result {
         // A run that was done when the signal came is done.
@@ -312,6 +323,7 @@ struct Session<'a> {
     broker: Arc<Broker>,
     events: &'a EventSender,
     status: &'a StatusLine,
+    source: Box<dyn Source>,
     writer: StreamWriter,
     outcomes: fs_err::File,
     ledger: Option<Arc<Ledger>>,
@@ -327,6 +339,7 @@ impl Session<'_> {
             broker,
             events,
             status,
+            source,
             writer,
             outcomes,
             ledger,
@@ -415,9 +428,9 @@ impl Session<'_> {
             halt: halt.clone(),
             failure: failure.clone(),
             at_end,
+            first: position.ordinal,
             events: events.clone(),
         };
-        let source = Box::new(JsonlSource::new(config.inputs.clone(), position, config.limit));
         let executed = runtime.block_on(async {
             if config.signals {
                 dispatcher::watch_signals(halt.clone(), interrupted.clone(), events.clone())
@@ -502,11 +515,7 @@ fn rows_in_flight(plan: &Plan, batch_size: usize, threads: usize) -> usize {
 
 fn identity(config: &RunConfig) -> Result<Identity, RunError> {
     let plan = &config.plan;
-    let input = config
-        .inputs
-        .iter()
-        .map(|path| Fingerprint::of(path))
-        .collect::<Result<_, _>>()?;
+    let input = config.input.fingerprints()?;
     let engines = plan
         .engines
         .iter()
@@ -527,6 +536,26 @@ fn identity(config: &RunConfig) -> Result<Identity, RunError> {
         max_rows: config.max_rows,
         flattened: config.flattened,
     })
+}
+
+/// Rows to do: those there are, or those asked for; both may be unknown.
+fn at_most(limit: Option<u64>, rows: Option<u64>) -> Option<u64> {
+    [limit, rows].into_iter().flatten().min()
+}
+
+/// Looks whether the stream of a finished run is the same; other inputs were recognised before.
+fn read_again(config: &RunConfig, done: &Checkpoint, identity: &Identity) -> Result<(), RunError> {
+    if !identity.input.iter().any(|of| of.stream) {
+        return Ok(());
+    }
+    let mut source = config.input.open(done.position, None)?;
+    if done.limit.is_none() && source.next_chunk(1, 1)?.is_some() {
+        return Err(RunError::Source(SourceError::OtherStream {
+            name: "stdin".into(),
+            problem: format!("it goes on after the {} rows it had", done.position.ordinal),
+        }));
+    }
+    Ok(())
 }
 
 /// A finished run is done unless a larger `--limit` asks for more.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
 use super::lock::Lock;
-use crate::source::Fingerprint;
+use crate::source::{self, Fingerprint};
 
 /// What makes two runs the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,12 +59,8 @@ impl Identity {
         );
         differs(self.vars == other.vars, "the vars differ");
         differs(self.engines == other.engines, "the engines differ");
-        let same_input = |(a, b): (&Fingerprint, &Fingerprint)| {
-            (a.size, a.mtime_ns, &a.digest) == (b.size, b.mtime_ns, &b.digest)
-        };
-        let same =
-            self.input.len() == other.input.len() && self.input.iter().zip(&other.input).all(same_input);
-        differs(same, "the input is another one or was changed");
+        let input = source::difference(&self.input, &other.input);
+        differs(input.is_none(), input.as_deref().unwrap_or_default());
         differs(self.format == other.format, "--format differs");
         differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
         differs(self.flattened == other.flattened, "--no-flattened differs");
@@ -134,7 +130,8 @@ impl OutDir {
                 out.forget(true)?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
-            Existing::Keep if !differences.is_empty() => {
+            // What a stream holds is known too late to go on with anything but its answers.
+            Existing::Keep if !differences.is_empty() || out.identity.input.iter().any(|of| of.stream) => {
                 out.forget(false)?;
                 out.all_answers = true;
                 write_json(&out.private, &run_file, &out.identity, true)?;

@@ -1,11 +1,11 @@
 //! By what an input is recognised on resume.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use fs_err::File;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::SourceError;
 
@@ -14,41 +14,40 @@ const EDGE: u64 = 1 << 20;
 /// Size, time of change and the digest of the first and last MiB of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// The path as given.
+    /// The path as given; `-` is stdin.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// Bytes.
+    /// Bytes; 0 if that cannot be known.
     pub size: u64,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; 0 if that cannot be known.
     pub mtime_ns: u64,
-    /// BLAKE3 of the first and the last MiB, hexadecimal.
+    /// BLAKE3 of the first and the last MiB, hexadecimal; of a stream, of its first row.
     pub digest: String,
+    /// A stream: the rest is compared when it is read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
+}
+
+/// A path that is not UTF-8 is shown as well as it can be.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 impl Fingerprint {
     /// Takes the fingerprint of a file.
     pub fn of(path: &Path) -> Result<Self, SourceError> {
-        let error = |source| SourceError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = File::open(path).map_err(error)?;
-        let meta = file.metadata().map_err(error)?;
-        if meta.is_dir() {
-            let source = std::io::Error::other("it is a directory; give a .jsonl or .ndjson file");
-            return Err(SourceError::Io {
-                path: path.to_owned(),
-                source,
-            });
-        }
+        let error = SourceError::io(path);
+        let mut file = File::open(path).map_err(&error)?;
+        let meta = file.metadata().map_err(&error)?;
         let mut hasher = blake3::Hasher::new();
         let mut edge = Vec::new();
-        (&mut file).take(EDGE).read_to_end(&mut edge).map_err(error)?;
+        (&mut file).take(EDGE).read_to_end(&mut edge).map_err(&error)?;
         hasher.update(&edge);
         if meta.len() > EDGE {
             edge.clear();
             file.seek(SeekFrom::Start(meta.len().saturating_sub(EDGE).max(EDGE)))
-                .map_err(error)?;
-            (&mut file).take(EDGE).read_to_end(&mut edge).map_err(error)?;
+                .map_err(&error)?;
+            (&mut file).take(EDGE).read_to_end(&mut edge).map_err(&error)?;
             hasher.update(&edge);
         }
         let mtime = meta
@@ -60,6 +59,48 @@ impl Fingerprint {
             size: meta.len(),
             mtime_ns: mtime.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
             digest: hasher.finalize().to_hex().to_string(),
+            stream: false,
         })
     }
+
+    /// True when both are of the same bytes, wherever they lie.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let known = |of: &Self| (of.size, of.mtime_ns, of.stream);
+        known(self) == known(other) && self.digest == other.digest
+    }
+}
+
+/// What differs between two lists of files: a phrase, or none.
+pub(crate) fn difference(before: &[Fingerprint], now: &[Fingerprint]) -> Option<String> {
+    if before.len() == now.len() && before.iter().zip(now).all(|(a, b)| a.is_same(b)) {
+        return None;
+    }
+    if before.len() <= 1 && now.len() <= 1 {
+        return Some("the input is another one or was changed".into());
+    }
+    let find = |list: &[Fingerprint], path: &Path| list.iter().find(|of| of.path == path).cloned();
+    let mut phrases = Vec::new();
+    for file in now {
+        let path = file.path.display();
+        match find(before, &file.path) {
+            None => phrases.push(format!("{path} is new")),
+            Some(old) if !old.is_same(file) => phrases.push(format!("{path} was changed")),
+            Some(_) => {}
+        }
+    }
+    let gone = before.iter().filter(|old| find(now, &old.path).is_none());
+    phrases.extend(gone.map(|old| format!("{} is gone", old.path.display())));
+    const SHOWN: usize = 3;
+    let more = phrases.len().saturating_sub(SHOWN);
+    phrases.truncate(SHOWN);
+    if more > 0 {
+        phrases.push(format!("and {more} more"));
+    }
+    if phrases.is_empty() {
+        phrases.push("its files are in another order".into());
+    }
+    Some(format!(
+        "the input is another one or was changed ({})",
+        phrases.join(", ")
+    ))
 }

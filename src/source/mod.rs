@@ -1,18 +1,33 @@
-//! Rows in: files become chunks of raw rows.
+//! Rows in: files, folders, globs and pipes become chunks of raw rows.
+//!
+//! [`open_input`] makes an [`Input`] of what the user gave; [`Input::open`] starts reading it anywhere.
+//! Rows of every kind become JSON text in [`Chunk::data`]; nothing here looks inside a JSON row.
 
+mod count;
+mod error;
+mod files;
 mod fingerprint;
+mod generate;
 mod jsonl;
+mod kind;
+mod lines;
+mod open;
+mod reader;
+mod stdin;
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
+pub use error::SourceError;
 pub use fingerprint::Fingerprint;
-pub use jsonl::JsonlSource;
+pub(crate) use fingerprint::difference;
+pub use generate::Generated;
+pub use open::{AtPath, Opened, open_input};
 
-/// A line longer than this is no row.
+/// A row longer than this is no row.
 pub const MAX_ROW_BYTES: usize = 256 << 20;
 
 /// Where reading goes on: everything before it has been handed out.
@@ -20,12 +35,20 @@ pub const MAX_ROW_BYTES: usize = 256 << 20;
 pub struct Position {
     /// Index of the file.
     pub file: usize,
-    /// Byte offset in it.
+    /// How far into it: bytes of text (of decompressed text for `.gz` and `.zst`), rows of Parquet and Arrow.
     pub offset: u64,
-    /// Lines before it in that file.
+    /// Lines before it in that file (rows of Parquet and Arrow).
     pub line: u64,
     /// The ordinal of the next row.
     pub ordinal: u64,
+    /// A digest of everything before it, where the input can be recognised by nothing else (stdin).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub check: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Consecutive input rows, not yet looked at.
@@ -48,42 +71,42 @@ pub struct RawRow {
     pub ordinal: u64,
     /// The file it stands in.
     pub file: Option<Arc<str>>,
-    /// Its line there, from 1.
+    /// Its line there (the first of its lines; in Parquet and Arrow its number), from 1.
     pub line: u64,
-    /// Its bytes in [`Chunk::data`]; only the beginning when `too_long`.
+    /// Its JSON text in [`Chunk::data`]; with a `problem` what there is to show of it.
     pub span: Range<usize>,
-    /// Over [`MAX_ROW_BYTES`].
-    pub too_long: bool,
+    /// Why it is no row.
+    pub problem: Option<Box<str>>,
     /// Where reading goes on after this row.
     pub end: Position,
-}
-
-/// Why no more rows can be read: the run fails, resumable.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The file system said no.
-    #[error("cannot read {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It lost its end.
-    #[error("{path} was changed while it was read: it ends at byte {end} instead of {size}")]
-    CutShort {
-        /// The file.
-        path: PathBuf,
-        /// Where it ends now.
-        end: u64,
-        /// Its size when it was opened.
-        size: u64,
-    },
 }
 
 /// A supplier of rows. Called from one thread of its own; it may block.
 pub trait Source: Send {
     /// The next chunk of at most `rows` rows and about `bytes` bytes; none at the end.
     fn next_chunk(&mut self, rows: usize, bytes: usize) -> Result<Option<Chunk>, SourceError>;
+}
+
+/// What a run reads: recognised again on resume, and read from anywhere.
+///
+/// [`Generated`] makes one of an iterator.
+pub trait Input: Send + Sync {
+    /// By what the input is recognised, for each of its files in order. Two runs whose fingerprints are
+    /// equal must read the same rows.
+    fn fingerprints(&self) -> Result<Vec<Fingerprint>, SourceError>;
+
+    /// Its number of rows, where that is known at once.
+    fn total(&self) -> Option<u64> {
+        None
+    }
+
+    /// Its number of rows, where counting them is much cheaper than reading them. Called on a thread of
+    /// its own while the run is on; it gives up soon after `stop` is set.
+    fn count(&self, stop: &AtomicBool) -> Option<u64> {
+        let _nothing_to_stop = stop;
+        self.total()
+    }
+
+    /// Reads from `start` on, up to (not including) the row with ordinal `limit`.
+    fn open(&self, start: Position, limit: Option<u64>) -> Result<Box<dyn Source>, SourceError>;
 }

@@ -168,10 +168,11 @@ fn bad_usage_writes_nothing() {
         &["run", "chain.yaml", "nope.jsonl", "out"],
         "cannot read nope.jsonl",
     );
-    try_it(&["run", "chain.yaml", ".", "out"], "is a directory");
+    fs::create_dir(bench.dir.path().join("empty")).expect("a folder can be made");
+    try_it(&["run", "chain.yaml", "empty", "out"], "no file in empty ends in");
     try_it(
         &["run", "chain.yaml", "chain.yaml", "out"],
-        "none of the kinds this version reads",
+        "its name ends in none of .jsonl",
     );
     try_it(
         &["run", "chain.yaml", "in.jsonl", "out", "--set", "nope=1"],
