@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::client::openai::OpenAi;
+use crate::engine::client::adapter;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::EventSender;
 use crate::plan::EngineIx;
-use crate::spec::{Backend, Concurrency, EngineSpec};
+use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
 
 /// The engines of a run. Clones share them.
@@ -51,9 +51,7 @@ impl Broker {
     pub fn new(specs: &[EngineSpec], events: EventSender) -> Result<Self, SetupError> {
         let mut broker = Self::empty(events);
         for spec in specs {
-            let engine: SharedEngine = match spec.backend {
-                Backend::OpenAi => Arc::new(OpenAi::new(spec)?),
-            };
+            let engine = adapter(spec)?;
             broker = broker.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait);
         }
         Ok(broker)
