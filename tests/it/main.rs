@@ -15,6 +15,7 @@ mod chains;
 mod cli;
 mod commands;
 mod commit_points;
+mod conformance;
 mod engine;
 mod fates;
 #[path = "gen.rs"]
@@ -25,6 +26,7 @@ mod jq;
 mod kill;
 mod promises;
 mod property;
+mod raw;
 mod reference;
 mod reference_test;
 mod review;
