@@ -383,7 +383,7 @@ fn questions() -> Vec<(&'static str, Vec<Message>, Option<Value>, Sampling, bool
             "label": {"enum": ["a", "b"], "description": "which"},
             "n": {"type": "integer", "minimum": 1, "maximum": 5, "multipleOf": 1},
             "name": {"type": "string", "minLength": 2, "maxLength": 9, "pattern": "^[a-z]+$", "format": "email"},
-            "loose": {"type": "string", "pattern": "[a-z]"},
+            "loose": {"type": "string", "pattern": "[a-z]", "maxLength": 5000},
             "tree": {"$ref": "#/definitions/the tree"},
         },
         "definitions": {"the tree": {"type": "object", "required": ["v"], "properties": {

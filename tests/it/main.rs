@@ -16,6 +16,7 @@ mod cli;
 mod commands;
 mod commit_points;
 mod conformance;
+mod dry_run;
 mod engine;
 mod fates;
 #[path = "gen.rs"]
@@ -34,5 +35,6 @@ mod schema;
 mod server;
 mod server_test;
 mod step;
+mod streams;
 mod tape;
 mod twins;

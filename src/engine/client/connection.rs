@@ -166,6 +166,9 @@ impl Connection {
                         .classify();
                     }
                     Told::End => {
+                        if draft.is_empty() {
+                            return Err(fault("the engine's answer is empty and gives no reason to end"));
+                        }
                         incoming.drain().await;
                         return Ok(draft.reply(self.reasoning));
                     }

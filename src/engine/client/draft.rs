@@ -105,6 +105,12 @@ impl Draft {
         self.text.cut || self.reasoning.cut
     }
 
+    /// True while nothing at all was said, not even why the model stopped.
+    pub(super) fn is_empty(&self) -> bool {
+        let said = [&self.text.text, &self.reasoning.text, &self.refusal];
+        self.finish.is_none() && said.iter().all(|text| text.is_empty())
+    }
+
     /// True once the model has said why it stopped.
     pub(super) fn is_finished(&self) -> bool {
         self.finish.is_some()

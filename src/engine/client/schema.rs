@@ -25,6 +25,8 @@ pub struct Subset {
     formats: &'static [&'static str],
     /// Objects with fields of any name, and values of any kind, are allowed.
     open: bool,
+    /// Lengths beyond this are dropped.
+    longest: u64,
 }
 
 /// OpenAI's strict mode.
@@ -51,6 +53,7 @@ pub const OPENAI: Subset = Subset {
         "uuid",
     ],
     open: false,
+    longest: u64::MAX,
 };
 
 /// xgrammar, as vLLM uses it: `multipleOf` makes vLLM refuse the request.
@@ -67,17 +70,20 @@ pub const XGRAMMAR: Subset = Subset {
     ..OPENAI
 };
 
-/// llama.cpp's grammars (grammars/README.md, "JSON Schemas"), also Ollama's: few formats.
+/// llama.cpp's grammars (grammars/README.md, "JSON Schemas"), also Ollama's: few formats, and a
+/// grammar with more than 2,000 repetitions is refused.
 pub const LLAMA: Subset = Subset {
     formats: &["date-time", "time", "date", "uuid"],
+    longest: 1000,
     ..XGRAMMAR
 };
 
-/// outlines-core, as TGI uses it: no bounds of numbers.
+/// outlines-core, as TGI uses it: no bounds of numbers; long repetitions take long to compile.
 pub const OUTLINES: Subset = Subset {
     number: &["enum"],
     formats: &["date-time", "time", "date", "uuid"],
     open: false,
+    longest: 1000,
     ..XGRAMMAR
 };
 
@@ -433,6 +439,9 @@ impl<'a> Rewriter<'a> {
                 "format" => value
                     .as_str()
                     .is_some_and(|format| self.subset.formats.contains(&format)),
+                "minLength" | "maxLength" | "minItems" | "maxItems" => {
+                    value.as_u64().is_some_and(|length| length <= self.subset.longest)
+                }
                 // llama.cpp refuses unanchored patterns, grammar compilers refuse look-around.
                 "pattern" => value.as_str().is_some_and(|pattern| {
                     pattern.starts_with('^') && pattern.ends_with('$') && !pattern.contains("(?")
