@@ -102,6 +102,9 @@ pub(crate) struct RunArgs {
     /// Stop when more than N rows, or P percent of them, failed
     #[arg(long, value_name = "N|P%", value_parser = max_errors)]
     pub(crate) max_errors: Option<MaxErrors>,
+    /// Check everything, show the tree and the first rows' requests; send and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Keep no answers: a killed run asks again (benchmarks, throw-away runs)
     #[arg(long)]
     pub(crate) no_ledger: bool,

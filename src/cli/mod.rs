@@ -1,6 +1,7 @@
 //! Who asks: arguments, settings, one file per command.
 
 mod args;
+mod dry_run;
 mod inspect;
 mod printer;
 mod run;

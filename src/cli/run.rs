@@ -32,6 +32,9 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     }
     let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
+    if args.dry_run {
+        return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
+    }
     if std::io::stderr().is_terminal() {
         printer.notice(&explain::tree(&plan, tree_options(global)));
     }

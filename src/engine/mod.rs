@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod client;
 mod custom;
+pub mod runaway;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,9 @@ pub struct Request<'a> {
     pub schema: Option<&'a PreparedSchema>,
     /// Sampling, with the attempt's seed and token limit already applied.
     pub sampling: &'a Sampling,
+    /// Ask for a stream even where a short reply is expected. It changes neither what is asked nor
+    /// what comes of it, only that a runaway can be cut early.
+    pub stream: bool,
 }
 
 impl Reply {
@@ -68,7 +72,8 @@ impl Reply {
 pub struct Rendered {
     /// The body, byte for byte.
     pub body: bytes::Bytes,
-    /// BLAKE3 over the engine's identity (name, backend, model) and the body: the ledger's key.
+    /// BLAKE3 over the engine's identity (name, backend, model) and the body without what only says
+    /// how the reply is to be sent (`stream`): the ledger's key.
     pub digest: [u8; 32],
 }
 
@@ -79,6 +84,8 @@ pub enum Finish {
     Stop,
     /// The token limit.
     Length,
+    /// It ran in white space or repetition and was cut there, by us; see [`runaway::Watch`].
+    Runaway,
     /// The server itself found the output unusable; the text is its message.
     Rejected,
 }
@@ -88,7 +95,7 @@ pub enum Finish {
 pub struct Reply {
     /// The answer's text.
     pub text: String,
-    /// Reasoning text, when the engine returned it apart.
+    /// Reasoning text, when the engine returned it apart or before the answer in `<think>…</think>`.
     pub reasoning: Option<String>,
     /// Why it ended.
     pub finish: Finish,

@@ -82,6 +82,7 @@ impl Answer {
                     Finish::Stop => 0,
                     Finish::Length => 1,
                     Finish::Rejected => 2,
+                    Finish::Runaway => 3,
                 });
                 out.extend_from_slice(&reply.usage.prompt_tokens.to_le_bytes());
                 out.extend_from_slice(&reply.usage.completion_tokens.to_le_bytes());
@@ -111,6 +112,7 @@ impl Answer {
                     0 => Finish::Stop,
                     1 => Finish::Length,
                     2 => Finish::Rejected,
+                    3 => Finish::Runaway,
                     _ => return None,
                 };
                 let (prompt_tokens, rest) = take_u64(rest)?;

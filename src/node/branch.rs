@@ -113,7 +113,7 @@ impl Walker {
     }
 
     /// What a joined branch leaves on the line it joins.
-    fn join(
+    pub(super) fn join(
         &self,
         branch: &Branch,
         state: &State,

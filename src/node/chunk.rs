@@ -3,7 +3,8 @@
 use futures::FutureExt;
 
 use crate::engine::Stop;
-use crate::row::{ErrorKind, Record, RowId};
+use crate::plan::Plan;
+use crate::row::{ErrorKind, Record, RowError, RowId};
 use crate::source::{Chunk, RawRow};
 
 use super::lines;
@@ -17,6 +18,34 @@ pub struct Arrival {
     origin: Origin,
     record: Result<Record, String>,
     raw: Vec<u8>,
+}
+
+impl Arrival {
+    /// Why the row cannot go; none when it can.
+    fn problem(&self, plan: &Plan) -> Option<String> {
+        match &self.record {
+            Err(message) => Some(message.clone()),
+            Ok(record) => {
+                let checked = plan.input_model.as_ref()?.validate(&record.to_json());
+                checked
+                    .err()
+                    .map(|message| format!("does not match input_model: {message}"))
+            }
+        }
+    }
+
+    /// The row's id, and the row if it can go.
+    pub(super) fn checked(self, plan: &Plan) -> (RowId, Result<Record, RowError>) {
+        let problem = self.problem(plan);
+        let record = match (problem, self.record) {
+            (None, Ok(record)) => Ok(record),
+            (problem, _) => Err(RowError::new(
+                ErrorKind::InvalidInput,
+                problem.unwrap_or_default(),
+            )),
+        };
+        (self.id, record)
+    }
 }
 
 impl Walker {
@@ -50,22 +79,19 @@ impl Walker {
 
     /// Leads one row to its end.
     pub async fn arrived(&self, row: Arrival, out: &mut Output) -> Result<(), Stop> {
+        let problem = row.problem(&self.plan);
         let Arrival {
             id,
             origin,
             record,
             raw,
         } = row;
-        let (message, shown) = match &record {
-            Err(message) => (message.clone(), Err(raw.as_slice())),
-            Ok(record) => {
-                let model = self.plan.input_model.as_ref();
-                match model.map_or(Ok(()), |model| model.validate(&record.to_json())) {
-                    Ok(()) => return self.row(id, record.clone(), &origin, out).await,
-                    Err(message) => (format!("does not match input_model: {message}"), Ok(record)),
-                }
-            }
+        let (message, shown) = match (problem, record) {
+            (None, Ok(record)) => return self.row(id, record, &origin, out).await,
+            (problem, Ok(record)) => (problem.unwrap_or_default(), Ok(record)),
+            (_, Err(message)) => (message, Err(raw.as_slice())),
         };
+        let shown = shown.as_ref().map_err(|raw| *raw);
         out.input_row(true);
         out.failure(None, ErrorKind::InvalidInput, &message);
         lines::bad_input(&mut out.errors, &id, &origin, &message, shown);

@@ -6,6 +6,7 @@ mod chunk;
 mod cpu;
 mod lines;
 pub mod output;
+pub mod preview;
 pub mod reply;
 pub mod retry;
 pub mod step;

@@ -1,5 +1,7 @@
 //! From a reply's text to one JSON value.
 
+pub use crate::engine::runaway::is_runaway;
+
 /// Finds the one JSON value of a reply: the whole text, one fenced block, or the only object or array
 /// in prose.
 ///
@@ -34,16 +36,6 @@ pub fn extract(text: &str) -> Result<String, String> {
             values.len()
         )),
     }
-}
-
-/// True when the end of a cut reply is white space (64 characters or more), or a unit of up to 64
-/// characters repeated over 512 characters or more.
-pub fn is_runaway(text: &str) -> bool {
-    if text.chars().rev().take_while(|c| c.is_whitespace()).count() >= 64 {
-        return true;
-    }
-    let tail: Vec<char> = text.chars().rev().take(512).collect();
-    tail.len() == 512 && (1..=64).any(|unit| tail.iter().zip(tail.iter().skip(unit)).all(|(a, b)| a == b))
 }
 
 /// JSON's white space.

@@ -33,22 +33,14 @@ impl Tries {
             None => (bad > 0).then_some(bad),
         };
         if let Some(limit) = self.doubled {
-            // Newer OpenAI models take only this name, and users write it for them.
-            match sampling.extra.get_mut(COMPLETION_LIMIT) {
-                Some(value) => *value = limit.into(),
-                None => sampling.max_tokens = Some(limit),
-            }
+            sampling.set_limit(limit);
         }
         sampling
     }
 
     /// Gives the next request twice the room of one whose reply was cut at `completion_tokens`.
     pub(crate) fn double(&mut self, base: &Sampling, completion_tokens: u64) {
-        let limit = match base.extra.get(COMPLETION_LIMIT) {
-            Some(value) => value.as_u64().and_then(|limit| u32::try_from(limit).ok()),
-            None => base.max_tokens,
-        };
-        self.doubled = Some(match limit {
+        self.doubled = Some(match base.limit() {
             Some(limit) => limit.saturating_mul(2),
             None => u32::try_from(completion_tokens.saturating_mul(2))
                 .unwrap_or(u32::MAX)
@@ -61,6 +53,3 @@ impl Tries {
         backoff(self.faults.saturating_sub(1))
     }
 }
-
-/// The other name of `max_tokens`.
-const COMPLETION_LIMIT: &str = "max_completion_tokens";

@@ -1,6 +1,7 @@
 //! A Step: prompt → engine → reply → output, asked again where that can help.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::answer::{Answer, AnswerKey, Answers};
 use super::cpu;
@@ -25,6 +26,8 @@ pub struct Step {
     schema: Option<PreparedSchema>,
     sampling: Sampling,
     retries: Retries,
+    /// A reply has run away: from now on replies are streamed, so that the next one is cut early.
+    ran_away: AtomicBool,
 }
 
 /// What a Step is made of, for callers without a plan.
@@ -111,6 +114,7 @@ impl Step {
             schema,
             sampling: settings.sampling,
             retries: settings.retries,
+            ran_away: AtomicBool::new(false),
         })
     }
 
@@ -173,6 +177,7 @@ impl Step {
             messages,
             schema: self.schema.as_ref(),
             sampling,
+            stream: self.ran_away.load(Ordering::Relaxed),
         })
     }
 
@@ -232,7 +237,7 @@ impl Step {
             return self.bad(talk, ErrorKind::InvalidOutput, problem);
         }
         let problem = match (&self.schema, reply.finish) {
-            (None, Finish::Length) => None,
+            (None, Finish::Length | Finish::Runaway) => None,
             (None, _) => match text_record(&reply.text) {
                 Ok(record) => return Verdict::Done(record),
                 Err(problem) => Some(problem),
@@ -242,8 +247,9 @@ impl Step {
                 Err(problem) => Some(problem),
             },
         };
-        if reply.finish == Finish::Length {
-            if reply::is_runaway(&reply.text) {
+        if matches!(reply.finish, Finish::Length | Finish::Runaway) {
+            if ran_away(reply) {
+                self.ran_away.store(true, Ordering::Relaxed);
                 talk.tries.runaways += 1;
                 let message = "the reply ran in white space or repetition until it was cut";
                 if talk.tries.runaways > 1 {
@@ -292,6 +298,12 @@ impl std::fmt::Debug for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Step({})", self.node)
     }
+}
+
+/// True when a reply that was cut ran in white space or repetition.
+fn ran_away(reply: &Reply) -> bool {
+    let thoughts = reply.reasoning.as_deref().filter(|_| reply.text.is_empty());
+    reply.finish == Finish::Runaway || reply::is_runaway(thoughts.unwrap_or(&reply.text))
 }
 
 /// One row's conversation so far.

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 
 use crate::engine::Stop;
-use crate::expr::{Scope, when::When};
+use crate::expr::{Scope, template::Template, when::When};
 use crate::plan::{ApplyPlan, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
 use crate::row::{ErrorKind, Named, Record, RowError, RowId};
 use crate::spec::OnError;
@@ -289,17 +289,8 @@ impl Walker {
         let Some(Some(step)) = self.steps.get(ix.0) else {
             return Ok(Done::On);
         };
-        let prompts = {
-            let scope = self.scope(state);
-            let system = plan
-                .system
-                .as_ref()
-                .map(|template| template.render(&scope))
-                .transpose();
-            system.and_then(|system| Ok((system, plan.user.render(&scope)?)))
-        };
-        let result = match prompts {
-            Err(message) => Err(RowError::new(ErrorKind::Template, message)),
+        let result = match self.prompts(plan, state) {
+            Err(error) => Err(error),
             Ok((system, user)) => {
                 let model = node.model.as_ref().filter(|_| !plan.free_text);
                 let outcome = step
@@ -336,6 +327,22 @@ impl Walker {
         }
     }
 
+    /// A Step's system and user prompt for a row.
+    pub(super) fn prompts(
+        &self,
+        plan: &StepPlan,
+        state: &State,
+    ) -> Result<(Option<String>, String), RowError> {
+        let scope = self.scope(state);
+        let render = |template: &Template| {
+            template
+                .render(&scope)
+                .map_err(|message| RowError::new(ErrorKind::Template, message))
+        };
+        let system = plan.system.as_ref().map(render).transpose()?;
+        Ok((system, render(&plan.user)?))
+    }
+
     /// Makes a record the row's current item and the node's output.
     fn emit(&self, ix: NodeIx, state: &mut State, record: Record, out: &mut Output) {
         let Some(node) = self.node_at(ix) else { return };
@@ -362,7 +369,7 @@ impl Walker {
         self.plan.nodes.get(ix.0)
     }
 
-    fn scope<'a>(&'a self, state: &'a State) -> Scope<'a> {
+    pub(super) fn scope<'a>(&'a self, state: &'a State) -> Scope<'a> {
         scope(&self.plan, state)
     }
 
@@ -390,7 +397,7 @@ fn set(state: &mut State, node: &Node, value: Named) {
 }
 
 /// Runs an Apply and checks what it emits.
-fn apply_to(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>) -> Result<Vec<Record>, RowError> {
+pub(super) fn apply_to(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>) -> Result<Vec<Record>, RowError> {
     let failed = |message| RowError::new(ErrorKind::Apply, message);
     let records = match apply {
         ApplyPlan::Jq(program) => {

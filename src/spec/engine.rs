@@ -52,7 +52,11 @@ const SERVED: &[&str] = &[
     "timeout",
     "max_reply",
     "engine_wait",
+    "reasoning",
 ];
+
+/// The fields that this version acts on at one backend.
+const SERVED_BY: &[(Backend, &str)] = &[(Backend::Ollama, "context")];
 
 /// The documented backends, aliases included.
 const BACKENDS: &[&str] = &[
@@ -66,23 +70,38 @@ const BACKENDS: &[&str] = &[
     "ollama_api",
 ];
 
-const WHAT_WORKS: &str = "use `backend: openai` with the `endpoint` of a running server";
+const WHAT_WORKS: &str =
+    "give the `endpoint` of a running server (backends: openai, vllm, llamacpp, tgi, ollama)";
 
 /// Reads one engine; `None` when something about it is wrong.
 pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<EngineSpec> {
     let fields = Fields::of(node, "an engine", FIELDS, problems)?;
-    for field in FIELDS.iter().filter(|f| !SERVED.contains(f)) {
-        if let Some(entry) = node.get(field) {
-            problems
-                .add(
-                    Code::Unsupported,
-                    entry.key.span,
-                    format!("the engine field `{field}` is not supported in this version"),
-                )
-                .help("leave it out; set it at the server itself");
-        }
-    }
     let backend = backend(&fields, problems);
+    let served =
+        |field: &str| SERVED.contains(&field) || backend.is_some_and(|b| SERVED_BY.contains(&(b, field)));
+    for field in FIELDS.iter().filter(|field| !served(field)) {
+        let Some(entry) = node.get(field) else { continue };
+        let elsewhere = SERVED_BY.iter().find(|(_, name)| name == field);
+        let (message, help) = match (backend, elsewhere) {
+            (Some(backend), Some((other, _))) => (
+                format!(
+                    "the engine field `{field}` does nothing for `backend: {}`",
+                    backend.as_str()
+                ),
+                format!(
+                    "leave it out and set it at the server itself; only `{}` takes it with each request",
+                    other.as_str()
+                ),
+            ),
+            _ => (
+                format!("the engine field `{field}` is not supported in this version"),
+                "leave it out; set it at the server itself".to_owned(),
+            ),
+        };
+        problems
+            .add(Code::Unsupported, entry.key.span, message)
+            .help(help);
+    }
     let model = fields.need_text("model", problems);
     let endpoint = endpoint(&fields, name, problems);
     let api_key_env = fields.text("api_key_env", problems);
@@ -102,26 +121,35 @@ pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<
         engine_wait: fields
             .duration("engine_wait", problems)
             .unwrap_or(std::time::Duration::from_secs(600)),
+        reasoning: fields
+            .has("reasoning")
+            .then(|| fields.bool("reasoning", false, problems)),
+        context: fields
+            .has("context")
+            .then(|| fields.int("context", 1, i64::from(i32::MAX), problems))
+            .flatten()
+            .and_then(|tokens| u32::try_from(tokens).ok()),
     };
     Some(spec)
 }
 
 fn backend(fields: &Fields<'_>, problems: &mut Problems) -> Option<Backend> {
     let text = fields.need_text("backend", problems)?;
-    if text.value == "openai" {
-        return Some(Backend::OpenAi);
+    let canonical = text.value.strip_suffix("_api").unwrap_or(&text.value);
+    let served = Backend::ALL
+        .into_iter()
+        .find(|backend| backend.as_str() == canonical);
+    if BACKENDS.contains(&text.value.as_str()) && served.is_some() {
+        return served;
     }
     if BACKENDS.contains(&text.value.as_str()) {
-        let canonical = text.value.strip_suffix("_api").unwrap_or(&text.value);
         problems
             .add(
                 Code::Unsupported,
                 text.span,
                 format!("the backend `{canonical}` is not supported in this version"),
             )
-            .help(format!(
-                "{WHAT_WORKS}; vLLM, llama.cpp, TGI and Ollama all speak it"
-            ));
+            .help(WHAT_WORKS);
     } else {
         problems
             .add(

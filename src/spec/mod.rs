@@ -21,18 +21,33 @@ use std::time::Duration;
 /// The wire protocol of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// OpenAI chat completions; also what vLLM, llama.cpp, TGI and SGLang serve.
+    /// OpenAI chat completions; also what SGLang and most providers serve.
     OpenAi,
     /// An engine that the library's user registered; no chain file can name it.
     Custom,
+    /// vLLM: chat completions with its own fields.
+    Vllm,
+    /// llama.cpp's `llama-server`: chat completions with its own fields.
+    LlamaCpp,
+    /// Text Generation Inference: chat completions with its own form of schemas.
+    Tgi,
+    /// Ollama's own `/api/chat`.
+    Ollama,
 }
 
 impl Backend {
+    /// Every backend.
+    pub const ALL: [Self; 5] = [Self::OpenAi, Self::Vllm, Self::LlamaCpp, Self::Tgi, Self::Ollama];
+
     /// The name in a chain.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OpenAi => "openai",
             Self::Custom => "custom",
+            Self::Vllm => "vllm",
+            Self::LlamaCpp => "llamacpp",
+            Self::Tgi => "tgi",
+            Self::Ollama => "ollama",
         }
     }
 }
@@ -93,6 +108,10 @@ pub struct EngineSpec {
     pub max_reply: u64,
     /// How long rows wait for an engine that never answers. Default 10 min.
     pub engine_wait: Duration,
+    /// Whether the model is to think before it answers; none: the server's own default.
+    pub reasoning: Option<bool>,
+    /// Tokens per request (Ollama's `num_ctx`); none: the server's own default.
+    pub context: Option<u32>,
 }
 
 impl EngineSpec {
@@ -109,6 +128,8 @@ impl EngineSpec {
             timeout: Timeouts::default(),
             max_reply: 16 << 20,
             engine_wait: Duration::from_secs(600),
+            reasoning: None,
+            context: None,
         }
     }
 }
@@ -138,6 +159,8 @@ impl std::fmt::Debug for EngineSpec {
             .field("timeout", &self.timeout)
             .field("max_reply", &self.max_reply)
             .field("engine_wait", &self.engine_wait)
+            .field("reasoning", &self.reasoning)
+            .field("context", &self.context)
             .finish()
     }
 }
@@ -175,6 +198,27 @@ impl Sampling {
         put("seed", self.seed.map(Into::into));
         all.extend(self.extra.clone());
         all.into()
+    }
+
+    /// The names under which `extra` may carry the token limit: newer OpenAI models, Ollama, llama.cpp.
+    pub(crate) const LIMITS: [&str; 3] = ["max_completion_tokens", "num_predict", "n_predict"];
+
+    /// The token limit, under whichever name it was given; none when replies have no limit.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        match Self::LIMITS.iter().find_map(|name| self.extra.get(*name)) {
+            Some(value) => value.as_u64().and_then(|limit| u32::try_from(limit).ok()),
+            None => self.max_tokens,
+        }
+    }
+
+    /// Sets the token limit, under the name it was given.
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        match Self::LIMITS.iter().find(|name| self.extra.contains_key(**name)) {
+            Some(name) => {
+                self.extra.insert((*name).to_owned(), limit.into());
+            }
+            None => self.max_tokens = Some(limit),
+        }
     }
 }
 

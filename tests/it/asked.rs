@@ -103,6 +103,10 @@ pub enum Answer {
     Close,
     /// Drop the connection in the middle of a good reply.
     CloseMidBody,
+    /// This piece again and again: in a stream until the client goes away, else up to the token limit.
+    Endless(String),
+    /// Half a stream, then this error as an event; a 500 with it where no stream was asked for.
+    ErrorInside(Value),
     /// Never reply.
     Hang,
     /// Wait first.

@@ -27,6 +27,8 @@ pub fn spec(url: &str) -> EngineSpec {
         },
         max_reply: 1 << 20,
         engine_wait: Duration::from_secs(60),
+        reasoning: None,
+        context: None,
     }
 }
 
@@ -50,6 +52,7 @@ pub fn hello(engine: &dyn Engine) -> Rendered {
         messages: &messages,
         schema: None,
         sampling: &Sampling::default(),
+        stream: false,
     })
 }
 
@@ -254,6 +257,7 @@ fn the_whole_request_goes_out() {
         messages: &messages,
         schema: Some(&schema),
         sampling: &sampling,
+        stream: false,
     };
     let rendered = engine.render(&request);
     assert_eq!(

@@ -9,26 +9,26 @@
 
 #[path = "asked.rs"]
 mod asked;
+#[path = "replying.rs"]
+mod replying;
 #[path = "sample.rs"]
 mod sample;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub use asked::{Answer, Asked, Digest};
+use replying::ReplyBody;
 pub use sample::{Dice, sample};
 
 /// One line of the server's log, in order of arrival.
@@ -102,6 +102,8 @@ type AnswerFn = dyn Fn(&Asked) -> Answer + Send + Sync;
 struct Shared {
     book: Mutex<Book>,
     answer: Box<AnswerFn>,
+    /// Events of a stream come one by one, some a little later.
+    paced: bool,
 }
 
 impl Shared {
@@ -120,13 +122,22 @@ pub struct TestServer {
 impl TestServer {
     /// Starts on a free port.
     pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        Self::start_on(0, None, answer)
+        Self::start_with(0, None, true, answer)
     }
 
     /// Starts on a port, with a log file that gets `A digest` at an arrival and `D digest` at an answer.
     pub fn start_on(
         port: u16,
         log: Option<&Path>,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(port, log, false, answer)
+    }
+
+    fn start_with(
+        port: u16,
+        log: Option<&Path>,
+        paced: bool,
         answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
         let file = log.map(|path| {
@@ -144,6 +155,7 @@ impl TestServer {
         let shared = Arc::new(Shared {
             book: Mutex::new(book),
             answer: Box::new(answer),
+            paced,
         });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut server = Self {
@@ -320,29 +332,34 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         tokio::time::sleep(delay).await;
         answer = *then;
     }
+    let kind = |body: &ReplyBody| [("content-type", body.content_type().to_owned())];
     Ok(match answer {
         Answer::Text {
             content,
             finish_reason,
         } => {
-            let (kind, body) = completion(&asked, &content, finish_reason);
-            reply(
-                200,
-                &[("content-type", kind.to_owned())],
-                ReplyBody::whole(body, Some(ticket)),
-            )
+            let body = ReplyBody::completion(&asked, &content, finish_reason, shared.paced, ticket);
+            reply(200, &kind(&body), body)
         }
         Answer::Status { code, headers, body } => {
             reply(code, &headers, ReplyBody::whole(body.into(), Some(ticket)))
         }
         Answer::Raw(body) => reply(200, &[], ReplyBody::whole(body, Some(ticket))),
         Answer::CloseMidBody => {
-            let (kind, body) = completion(&asked, "cut off", "stop");
-            reply(
-                200,
-                &[("content-type", kind.to_owned())],
-                ReplyBody::half(&body, ticket),
-            )
+            let body = ReplyBody::completion(&asked, "cut off", "stop", shared.paced, ticket).half();
+            reply(200, &kind(&body), body)
+        }
+        Answer::Endless(piece) => {
+            let body = ReplyBody::endless(&asked, &piece, ticket);
+            reply(200, &kind(&body), body)
+        }
+        Answer::ErrorInside(error) => {
+            let body = ReplyBody::completion(&asked, "half a reply", "stop", shared.paced, ticket);
+            match body.interrupted(&error) {
+                Ok(body) => reply(200, &kind(&body), body),
+                // Nothing to break into: the same error as a status.
+                Err(body) => reply(500, &[], body),
+            }
         }
         Answer::Hang => std::future::pending().await,
         Answer::Close | Answer::After(..) => return Err(io::ErrorKind::ConnectionReset.into()),
@@ -362,57 +379,6 @@ fn reply(code: u16, headers: &[(&'static str, String)], mut body: ReplyBody) -> 
             .insert(name, value.parse().expect("a valid header value"));
     }
     response
-}
-
-/// A chat completion around a text: its content type and body, as one JSON value or as an event stream.
-fn completion(asked: &Asked, content: &str, finish_reason: &str) -> (&'static str, Bytes) {
-    let tokens = |len: usize| len.div_ceil(4);
-    let prompt: usize = asked
-        .messages()
-        .filter_map(|m| m["content"].as_str())
-        .map(str::len)
-        .sum();
-    let (prompt, reply) = (tokens(prompt), tokens(content.len()));
-    let usage = json!({"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply});
-    let id = format!("chatcmpl-{}", &blake3::Hash::from(asked.digest).to_hex()[..12]);
-    if asked.body["stream"] != true {
-        let body = json!({
-            "id": id, "object": "chat.completion", "created": 0, "model": asked.body["model"],
-            "choices": [{"index": 0, "finish_reason": finish_reason,
-                         "message": {"role": "assistant", "content": content}}],
-            "usage": usage,
-        });
-        return ("application/json", body.to_string().into());
-    }
-    let mut out = String::new();
-    let mut event = |choices: Value, usage: Option<&Value>| {
-        let mut chunk = json!({"id": id, "object": "chat.completion.chunk", "created": 0,
-                               "model": asked.body["model"], "choices": choices});
-        if let Some(usage) = usage {
-            chunk["usage"] = usage.clone();
-        }
-        out.push_str(&format!("data: {chunk}\n\n"));
-    };
-    event(
-        json!([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]),
-        None,
-    );
-    let middle = (content.len() / 2..content.len())
-        .find(|at| content.is_char_boundary(*at))
-        .unwrap_or(0);
-    for piece in [&content[..middle], &content[middle..]] {
-        event(
-            json!([{"index": 0, "delta": {"content": piece}, "finish_reason": null}]),
-            None,
-        );
-    }
-    event(
-        json!([{"index": 0, "delta": {}, "finish_reason": finish_reason}]),
-        None,
-    );
-    event(json!([]), Some(&usage));
-    out.push_str("data: [DONE]\n\n");
-    ("text/event-stream", out.into())
 }
 
 /// A request in flight; its end is written down when this is dropped.
@@ -469,75 +435,6 @@ impl Drop for Ticket {
                 line.status = self.status;
                 book.answered += u64::from(self.status == 200);
             }
-        }
-    }
-}
-
-/// A reply's body that knows when hyper has taken all of it.
-struct ReplyBody {
-    parts: VecDeque<Bytes>,
-    len: u64,
-    breaks: Option<Pin<Box<tokio::time::Sleep>>>,
-    ticket: Option<Ticket>,
-}
-
-impl ReplyBody {
-    fn whole(body: Bytes, ticket: Option<Ticket>) -> Self {
-        let len = body.len() as u64;
-        Self {
-            parts: VecDeque::from([body]),
-            len,
-            breaks: None,
-            ticket,
-        }
-    }
-
-    fn half(body: &Bytes, ticket: Ticket) -> Self {
-        let parts = VecDeque::from([body.slice(..body.len() / 2)]);
-        let breaks = Some(Box::pin(tokio::time::sleep(Duration::from_millis(2))));
-        Self {
-            parts,
-            len: body.len() as u64,
-            breaks,
-            ticket: Some(ticket),
-        }
-    }
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if let Some(part) = self.parts.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(part))));
-        }
-        match &mut self.breaks {
-            None => Poll::Ready(None),
-            Some(sleep) => sleep
-                .as_mut()
-                .poll(cx)
-                .map(|()| Some(Err(io::ErrorKind::ConnectionReset.into()))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.parts.is_empty() && self.breaks.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.len)
-    }
-}
-
-impl Drop for ReplyBody {
-    fn drop(&mut self) {
-        let whole = self.is_end_stream();
-        if let Some(ticket) = &mut self.ticket {
-            ticket.whole = whole;
         }
     }
 }

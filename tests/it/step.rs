@@ -173,7 +173,10 @@ fn bad_replies_are_asked_again_with_the_problem_and_another_seed() {
     let bench = Bench::new(|n, _| {
         Answer::text(match n {
             0 => "no idea".to_owned(),
-            1 => format!("{{\"n\": \"{}\"}}", "x".repeat(3000)),
+            1 => format!(
+                "{{\"n\": \"{}\"}}",
+                (0..1000).map(|n| format!("{n} ")).collect::<String>()
+            ),
             _ => r#"{"n": 3}"#.to_owned(),
         })
     });

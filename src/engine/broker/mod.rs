@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::client::openai::OpenAi;
+use crate::engine::client::adapter;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::EventSender;
 use crate::plan::EngineIx;
-use crate::spec::{Backend, Concurrency, EngineSpec};
+use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
 
 /// The engines of a run. Clones share them.
@@ -61,15 +61,7 @@ impl Broker {
     /// # Errors
     /// As for [`Broker::new`].
     pub fn with_spec(self, spec: &EngineSpec) -> Result<Self, SetupError> {
-        let engine: SharedEngine = match spec.backend {
-            Backend::OpenAi => Arc::new(OpenAi::new(spec)?),
-            Backend::Custom => {
-                return Err(SetupError {
-                    engine: spec.name.clone(),
-                    message: "is one of the program's own; give it with `Broker::with_engine`".to_owned(),
-                });
-            }
-        };
+        let engine = adapter(spec)?;
         Ok(self.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait))
     }
 

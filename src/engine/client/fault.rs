@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::engine::{CallError, Finish, Pressure, Reply};
 use crate::event::Usage;
 use crate::row::ErrorKind;
+use crate::spec::Backend;
 
 /// The longest server message we keep, in characters.
 const MAX_MESSAGE: usize = 500;
@@ -14,12 +15,16 @@ const MAX_MESSAGE: usize = 500;
 /// The status line and body of an answer that is no reply.
 #[derive(Debug)]
 pub(super) struct Failed<'a> {
-    /// HTTP status.
+    /// HTTP status, or the one that an error inside a stream stands for.
     pub(super) status: u16,
+    /// It came inside a stream.
+    pub(super) streaming: bool,
     /// `Retry-After`.
     pub(super) retry_after: Option<Duration>,
     /// The body.
     pub(super) body: &'a [u8],
+    /// Who says so.
+    pub(super) backend: Backend,
     /// The model asked for.
     pub(super) model: &'a str,
     /// The variable that holds the API key.
@@ -31,10 +36,15 @@ impl Failed<'_> {
     pub(super) fn classify(&self) -> Result<Reply, CallError> {
         let said = Said::read(self.body);
         let status = self.status;
-        let message = if said.message.is_empty() {
-            format!("the engine answered HTTP {status}")
+        let what = if self.streaming {
+            "the engine broke off its reply".to_owned()
         } else {
-            format!("the engine answered HTTP {status}: {}", said.message)
+            format!("the engine answered HTTP {status}")
+        };
+        let message = if said.message.is_empty() {
+            what
+        } else {
+            format!("{what}: {}", said.message)
         };
         let engine = |pressure| {
             Err(CallError::Engine {
@@ -53,10 +63,15 @@ impl Failed<'_> {
                 Some(name) => format!("check the API key in {name}"),
                 None => "it wants an API key: name the variable that holds it in `api_key_env`".to_owned(),
             }),
+            404 if self.backend == Backend::Ollama => fatal(&format!(
+                "fetch the model with `ollama pull {}`, or check that `endpoint` is the address of an Ollama server",
+                self.model
+            )),
             404 => fatal(&format!(
                 "check that it serves the model `{}` and that `endpoint` ends where `/chat/completions` begins",
                 self.model
             )),
+            400 if said.lower.contains("does not support thinking") => fatal("leave out `reasoning: true`"),
             400 | 422 if said.unknown_model() => {
                 fatal(&format!("check that it serves the model `{}`", self.model))
             }
@@ -78,12 +93,13 @@ impl Failed<'_> {
             }
             413 => refused(ErrorKind::ContextLength, message),
             400 | 422 if said.too_long() => refused(ErrorKind::ContextLength, message),
-            408 => Err(CallError::Transport {
+            408 | 504 => Err(CallError::Transport {
                 kind: ErrorKind::Timeout,
                 message,
             }),
-            504 => Err(CallError::Transport {
-                kind: ErrorKind::Timeout,
+            // TGI: the generation failed; the request is fine.
+            424 => Err(CallError::Transport {
+                kind: ErrorKind::Http,
                 message,
             }),
             400..500 => refused(ErrorKind::Http, message),
@@ -162,12 +178,14 @@ impl Said {
                 "context_length_exceeded" | "exceed_context_size_error"
             )
         }) || [
-            "maximum context length",      // OpenAI, vLLM
-            "maximum model length",        // vLLM
-            "context size",                // llama.cpp
-            "context window",              // OpenAI
-            "must have less than",         // TGI: `inputs` must have less than N tokens
-            "`max_new_tokens` must be <=", // TGI
+            "maximum context length",         // OpenAI, vLLM
+            "maximum model length",           // vLLM
+            "context size",                   // llama.cpp
+            "context window",                 // OpenAI
+            "must have less than",            // TGI: `inputs` must have less than N tokens
+            "`max_new_tokens` must be <=",    // TGI
+            "exceeds the context length",     // Ollama
+            "exceeds maximum context length", // Ollama
             "input is too long",
             "prompt is too long",
             "prompt too long",
@@ -181,6 +199,42 @@ impl Said {
             || (self.lower.contains("model") && self.lower.contains("does not exist"))
     }
 }
+
+/// The HTTP status that an error inside a stream stands for: the one it names, else the one of its
+/// kind, else 500.
+pub(super) fn status_of(error: &Value) -> u16 {
+    let named = ["code", "http_status_code", "status"]
+        .iter()
+        .find_map(|key| match error.get(*key)? {
+            Value::Number(code) => code.as_u64(),
+            Value::String(code) => code.parse().ok(),
+            _ => None,
+        })
+        .and_then(|code| u16::try_from(code).ok())
+        .filter(|code| (400..600).contains(code));
+    let kind = ["type", "error_type", "code"]
+        .iter()
+        .filter_map(|key| error.get(*key)?.as_str())
+        .find_map(|kind| KINDS.iter().find(|(name, _)| *name == kind));
+    named.or(kind.map(|(_, status)| *status)).unwrap_or(500)
+}
+
+/// Error kinds of OpenAI, llama.cpp, vLLM and TGI, and the status they go with.
+const KINDS: [(&str, u16); 13] = [
+    ("invalid_request_error", 400),
+    ("exceed_context_size_error", 400),
+    ("context_length_exceeded", 400),
+    ("BadRequestError", 400),
+    ("authentication_error", 401),
+    ("permission_error", 403),
+    ("not_found_error", 404),
+    ("validation", 422),
+    ("generation", 424),
+    ("rate_limit_error", 429),
+    ("rate_limit_exceeded", 429),
+    ("overloaded", 429),
+    ("unavailable_error", 503),
+];
 
 /// A text on one line, cut to 500 characters.
 pub(super) fn one_line(text: &str) -> String {

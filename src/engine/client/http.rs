@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::Instant;
 
 use super::fault;
 use crate::engine::{CallError, Pressure};
@@ -14,6 +15,11 @@ use crate::spec::{EngineSpec, Timeouts};
 /// How long an unused connection is kept. Uvicorn (vLLM) closes them after 5 s; writing into one
 /// that is just being closed would cost a row a try.
 const IDLE: Duration = Duration::from_secs(4);
+
+/// How long the end of a stream may take after its last event.
+const DRAIN: Duration = Duration::from_millis(250);
+
+const NO_FIRST_BYTE: &str = "no byte of the reply came within `timeout.first_byte`";
 
 /// Posts bodies to one address.
 pub(super) struct Http {
@@ -26,19 +32,23 @@ pub(super) struct Http {
     secrets: Vec<String>,
 }
 
-/// An HTTP answer, whatever its status.
-pub(super) struct Answered {
+/// An HTTP answer whose body is still to come, whatever its status.
+pub(super) struct Incoming {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
-    pub(super) body: Vec<u8>,
+    response: reqwest::Response,
+    timeout: Timeouts,
+    max_reply: u64,
+    /// Until when the first piece of the body may be awaited; none once it came. A server that queues
+    /// a streamed request sends its headers at once.
+    first_by: Option<Instant>,
 }
 
 impl Http {
-    /// A client for `{endpoint}{path}`; the error says what is wrong with the declaration.
-    pub(super) fn new(spec: &EngineSpec, path: &str) -> Result<Self, String> {
-        let url = format!("{}{path}", spec.endpoint.trim_end_matches('/'));
+    /// A client for [`super::address`]; the error says what is wrong with the declaration.
+    pub(super) fn new(spec: &EngineSpec) -> Result<Self, String> {
         // The address may carry a password: errors do not repeat it.
-        let url = reqwest::Url::parse(&url)
+        let url = reqwest::Url::parse(&super::address(spec))
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
             .ok_or("`endpoint` must be an http:// or https:// address, like http://127.0.0.1:8000/v1")?;
@@ -84,15 +94,20 @@ impl Http {
         })
     }
 
-    /// Sends one body and reads the whole answer.
-    pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
-        match tokio::time::timeout(self.timeout.total, self.exchange(body, turn)).await {
+    /// Runs one exchange under the clock of the whole request.
+    pub(super) async fn in_time<T>(
+        &self,
+        exchange: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        match tokio::time::timeout(self.timeout.total, exchange).await {
             Ok(result) => result,
             Err(_) => Err(late("the reply took longer than `timeout.total`")),
         }
     }
 
-    async fn exchange(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
+    /// Sends one body, and waits for the head of the answer.
+    pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Incoming, CallError> {
+        let first_by = Instant::now() + self.timeout.first_byte;
         let sending = self
             .client
             .post(self.url.clone())
@@ -100,37 +115,27 @@ impl Http {
             .header("x-chainette-attempt", turn)
             .body(body)
             .send();
-        let mut response = match tokio::time::timeout(self.timeout.first_byte, sending).await {
+        let response = match tokio::time::timeout_at(first_by, sending).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(broken(&error)),
-            Err(_) => return Err(late("no byte of the reply came within `timeout.first_byte`")),
+            Err(_) => return Err(late(NO_FIRST_BYTE)),
         };
-        let status = response.status().as_u16();
         let retry_after = header(&response, "retry-after-ms")
             .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
             .or_else(|| fault::retry_after(header(&response, "retry-after")?, SystemTime::now()));
-        let mut body = Vec::new();
-        loop {
-            match tokio::time::timeout(self.timeout.between_bytes, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => {
-                    if (body.len() + chunk.len()) as u64 > self.max_reply {
-                        return Err(CallError::Refused {
-                            kind: ErrorKind::Http,
-                            message: "the reply is larger than `max_reply`".to_owned(),
-                        });
-                    }
-                    body.extend_from_slice(&chunk);
-                }
-                Ok(Ok(None)) => break,
-                Ok(Err(error)) => return Err(broken(&error)),
-                Err(_) => return Err(late("the reply paused for longer than `timeout.between_bytes`")),
-            }
-        }
-        Ok(Answered {
-            status,
+        Ok(Incoming {
+            status: response.status().as_u16(),
             retry_after,
-            body,
+            response,
+            timeout: self.timeout,
+            max_reply: self.max_reply,
+            first_by: Some(first_by),
         })
+    }
+
+    /// The most bytes that a reply may have.
+    pub(super) fn max_reply(&self) -> u64 {
+        self.max_reply
     }
 
     /// Takes every secret out of a text that a server sent.
@@ -142,6 +147,58 @@ impl Http {
                 text
             }
         })
+    }
+}
+
+impl Incoming {
+    /// True when the server sends events (`text/event-stream`), asked to or not.
+    pub(super) fn is_events(&self) -> bool {
+        header(&self.response, "content-type")
+            .is_some_and(|kind| kind.trim_start().starts_with("text/event-stream"))
+    }
+
+    /// The next piece of the body; none at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
+        let by = Instant::now() + self.timeout.between_bytes;
+        let by = self.first_by.map_or(by, |first| first.max(by));
+        match tokio::time::timeout_at(by, self.response.chunk()).await {
+            Ok(Ok(chunk)) => {
+                self.first_by = None;
+                Ok(chunk)
+            }
+            Ok(Err(error)) => Err(broken(&error)),
+            Err(_) => Err(late(match self.first_by {
+                Some(first) if first == by => NO_FIRST_BYTE,
+                _ => "the reply paused for longer than `timeout.between_bytes`",
+            })),
+        }
+    }
+
+    /// The whole body.
+    pub(super) async fn whole(mut self) -> Result<Vec<u8>, CallError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            if (body.len() + chunk.len()) as u64 > self.max_reply {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Reads what is left after the reply's end, so that the connection can be used again; gives up
+    /// soon on a server that holds it open.
+    pub(super) async fn drain(mut self) {
+        let rest = async { while let Ok(Some(_)) = self.response.chunk().await {} };
+        let _held_open = tokio::time::timeout(DRAIN, rest).await;
+    }
+}
+
+/// A reply beyond `max_reply`.
+pub(super) fn too_large() -> CallError {
+    CallError::Refused {
+        kind: ErrorKind::Http,
+        message: "the reply is larger than `max_reply`".to_owned(),
     }
 }
 

@@ -1,9 +1,59 @@
 //! Adapters: one per wire protocol.
 
+pub mod ollama;
 pub mod openai;
 pub mod schema;
 
+mod dialect;
+mod draft;
+mod events;
 mod fault;
 mod http;
 mod merge;
 mod restore;
+mod connection;
+
+use std::sync::Arc;
+
+use crate::engine::{SetupError, SharedEngine};
+use crate::spec::{Backend, EngineSpec};
+
+/// The adapter for a declared engine. Reads the API key from the environment, connects to nothing.
+///
+/// # Errors
+/// A declaration that cannot work: no such environment variable, no valid address.
+pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
+    Ok(match spec.backend {
+        Backend::Ollama => Arc::new(ollama::Ollama::new(spec)?),
+        Backend::OpenAi | Backend::Vllm | Backend::LlamaCpp | Backend::Tgi => {
+            Arc::new(openai::OpenAi::new(spec)?)
+        }
+        Backend::Custom => {
+            return Err(SetupError {
+                engine: spec.name.clone(),
+                message: "is one of the program's own; give it with `Broker::with_engine`".to_owned(),
+            });
+        }
+    })
+}
+
+/// Where an engine's requests go: `endpoint`, with what its user left out.
+///
+/// `openai` takes the address as it is and adds `/v1` only to a bare host; `vllm`, `llamacpp` and `tgi`
+/// serve chat completions below `/v1`, which is added unless it is there; Ollama's own API stands
+/// beside its `/v1`, which is taken off.
+pub fn address(spec: &EngineSpec) -> String {
+    let base = spec.endpoint.trim_end_matches('/');
+    let bare = base.split_once("://").is_none_or(|(_, rest)| !rest.contains('/'));
+    let chat = base.strip_suffix("/chat/completions").unwrap_or(base);
+    match spec.backend {
+        Backend::Ollama => {
+            let own = base.strip_suffix("/chat").unwrap_or(chat);
+            let root = own.strip_suffix("/api").or_else(|| own.strip_suffix("/v1"));
+            format!("{}/api/chat", root.unwrap_or(own))
+        }
+        Backend::OpenAi if !bare => format!("{chat}/chat/completions"),
+        _ if chat.ends_with("/v1") => format!("{chat}/chat/completions"),
+        _ => format!("{chat}/v1/chat/completions"),
+    }
+}

@@ -3,134 +3,94 @@
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
-use super::fault::{Failed, Said};
-use super::http::Http;
+use super::connection::{Connection, Framing, Protocol, Told, streams};
+use super::dialect::{self, Dialect};
+use super::draft::{Draft, fault};
+use super::fault::{Said, status_of};
 use super::schema::PreparedSchema;
-use crate::engine::{CallError, Engine, Finish, Message, Rendered, Reply, Request, Role, SetupError};
+use crate::engine::{CallError, Engine, Message, Rendered, Reply, Request, Role, SetupError};
 use crate::event::Usage;
-use crate::row::ErrorKind;
 use crate::spec::EngineSpec;
 
 /// One engine behind `{endpoint}/chat/completions`.
+#[derive(Debug)]
 pub struct OpenAi {
-    name: String,
-    model: String,
-    key_env: Option<String>,
-    http: Http,
-    /// BLAKE3 fed with name, backend and model; each digest goes on from here.
-    identity: blake3::Hasher,
+    connection: Connection,
+    dialect: &'static Dialect,
+    /// Fields of every request: the backend's own, and the switch for thinking.
+    fields: Map<String, Value>,
 }
 
 impl OpenAi {
     /// Sets up the client; reads the API key from the environment. Connects to nothing.
     pub fn new(spec: &EngineSpec) -> Result<Self, SetupError> {
-        let http = Http::new(spec, "/chat/completions").map_err(|message| SetupError {
-            engine: spec.name.clone(),
-            message,
-        })?;
-        let mut identity = blake3::Hasher::new();
-        for part in [spec.name.as_str(), spec.backend.as_str(), spec.model.as_str()] {
-            identity.update(&(part.len() as u64).to_le_bytes());
-            identity.update(part.as_bytes());
+        let dialect = dialect::of(spec.backend);
+        let own = dialect.fields.iter();
+        let mut fields: Map<String, Value> = own
+            .map(|(name, value)| ((*name).to_owned(), (*value).into()))
+            .collect();
+        if let (Some(thinks), false) = (spec.reasoning, dialect.thinking.is_empty()) {
+            let switches = dialect.thinking.iter();
+            let switches: Map<String, Value> =
+                switches.map(|name| ((*name).to_owned(), thinks.into())).collect();
+            fields.insert("chat_template_kwargs".to_owned(), switches.into());
         }
         Ok(Self {
-            name: spec.name.clone(),
-            model: spec.model.clone(),
-            key_env: spec.api_key_env.clone(),
-            http,
-            identity,
+            connection: Connection::new(spec)?,
+            dialect,
+            fields,
         })
-    }
-
-    async fn ask(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
-        let answered = self.http.post(rendered.body.clone(), turn).await?;
-        let result = if answered.status == 200 {
-            read_reply(&answered.body)
-        } else {
-            Failed {
-                status: answered.status,
-                retry_after: answered.retry_after,
-                body: &answered.body,
-                model: &self.model,
-                key_env: self.key_env.as_deref(),
-            }
-            .classify()
-        };
-        // Servers like to repeat a wrong key in their complaint.
-        result.map_err(|error| self.redact(error))
-    }
-
-    fn redact(&self, error: CallError) -> CallError {
-        match error {
-            CallError::Engine {
-                message,
-                retry_after,
-                pressure,
-            } => CallError::Engine {
-                message: self.http.redact(message),
-                retry_after,
-                pressure,
-            },
-            CallError::Transport { kind, message } => CallError::Transport {
-                kind,
-                message: self.http.redact(message),
-            },
-            CallError::Refused { kind, message } => CallError::Refused {
-                kind,
-                message: self.http.redact(message),
-            },
-            CallError::Fatal { message } => CallError::Fatal {
-                message: self.http.redact(message),
-            },
-        }
-    }
-}
-
-impl std::fmt::Debug for OpenAi {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Address and headers may hold secrets.
-        f.debug_struct("OpenAi")
-            .field("name", &self.name)
-            .field("model", &self.model)
-            .finish_non_exhaustive()
     }
 }
 
 impl Engine for OpenAi {
-    fn prepare(&self, name: &str, schema: &serde_json::Value) -> PreparedSchema {
-        PreparedSchema::openai(name, schema)
+    fn prepare(&self, name: &str, schema: &Value) -> PreparedSchema {
+        PreparedSchema::new(schema, self.dialect.subset, |wire| {
+            (self.dialect.format)(name, wire)
+        })
     }
 
     fn render(&self, request: &Request<'_>) -> Rendered {
         let sampling = request.sampling;
         let set = |key: &str| sampling.extra.contains_key(key);
+        let narrow = self.dialect.narrow_sampling;
         let body = Body {
-            model: &self.model,
-            messages: request.messages.iter().map(WireMessage::from).collect(),
+            model: self.connection.model(),
+            messages: wire_messages(request.messages),
             temperature: sampling.temperature,
             max_tokens: sampling.max_tokens.filter(|_| !set("max_tokens")),
-            top_p: sampling.top_p,
+            top_p: sampling.top_p.filter(|top_p| !narrow || *top_p < 1.0),
             stop: &sampling.stop,
-            seed: sampling.seed.filter(|_| !set("seed")),
+            seed: sampling
+                .seed
+                .filter(|_| !set("seed"))
+                .map(|seed| if narrow { seed & i64::MAX } else { seed }),
             response_format: request
                 .schema
                 .map(|schema| &*schema.format)
                 .filter(|_| !set("response_format")),
-            extra: &sampling.extra,
+            fields: Fields {
+                own: &self.fields,
+                extra: &sampling.extra,
+            },
         };
         // Strings and numbers always print.
         let body = serde_json::to_vec(&body).unwrap_or_default();
-        let mut hasher = self.identity.clone();
-        hasher.update(&body);
-        Rendered {
-            body: body.into(),
-            digest: hasher.finalize().into(),
+        match (streams(request), sampling.extra.get("stream_options")) {
+            (false, _) => self.connection.seal(body, ""),
+            (true, None) => self.connection.seal(body, self.dialect.stream),
+            // For servers that refuse what they do not know.
+            (true, Some(Value::Null)) => self.connection.seal(body, r#""stream":true"#),
+            (true, Some(options)) => self
+                .connection
+                .seal(body, &format!(r#""stream":true,"stream_options":{options}"#)),
         }
     }
 
     fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
-        Box::pin(self.ask(rendered, turn))
+        Box::pin(self.connection.ask::<Chat>(rendered, turn))
     }
 }
 
@@ -151,25 +111,39 @@ struct Body<'a> {
     seed: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     response_format: Option<&'a RawValue>,
-    #[serde(flatten, serialize_with = "extra")]
-    extra: &'a serde_json::Map<String, serde_json::Value>,
+    #[serde(flatten)]
+    fields: Fields<'a>,
 }
 
-/// What the user added, without what would change whose question this is or how it is answered.
-fn extra<S: serde::Serializer>(
-    map: &serde_json::Map<String, serde_json::Value>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(
-        map.iter()
-            .filter(|(key, _)| !matches!(key.as_str(), "model" | "messages" | "stream")),
-    )
+/// The backend's own fields and what the user added, without what would change whose question this is
+/// or how it is answered. The user's word counts.
+struct Fields<'a> {
+    own: &'a Map<String, Value>,
+    extra: &'a Map<String, Value>,
 }
 
+impl Serialize for Fields<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let own = self.own.iter().filter(|(key, _)| !self.extra.contains_key(*key));
+        let extra = self
+            .extra
+            .iter()
+            .filter(|(key, _)| !matches!(key.as_str(), "model" | "messages" | "stream" | "stream_options"));
+        serializer.collect_map(own.chain(extra))
+    }
+}
+
+/// A message of the conversation, as OpenAI and Ollama take it.
 #[derive(Serialize)]
-struct WireMessage<'a> {
+pub(super) struct WireMessage<'a> {
     role: &'static str,
     content: &'a str,
+}
+
+/// The conversation as it goes out.
+pub(super) fn wire_messages(messages: &[Message]) -> Vec<WireMessage<'_>> {
+    let wire = |message| WireMessage::from(message);
+    messages.iter().map(wire).collect()
 }
 
 impl<'a> From<&'a Message> for WireMessage<'a> {
@@ -185,24 +159,32 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
     }
 }
 
-/// The answer, as far as we read it.
+/// The answer, or one event of it, as far as we read it.
 #[derive(Deserialize)]
 struct Completion {
     #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Option<Vec<Choice>>,
     #[serde(default)]
     usage: Option<WireUsage>,
+    #[serde(default)]
+    error: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
     #[serde(default)]
-    message: WireReply,
+    index: Option<u64>,
+    /// Of a whole reply.
+    #[serde(default)]
+    message: Option<WireReply>,
+    /// Of an event.
+    #[serde(default)]
+    delta: Option<WireReply>,
     #[serde(default)]
     finish_reason: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct WireReply {
     #[serde(default)]
     content: Option<Content>,
@@ -235,50 +217,88 @@ struct WireUsage {
     completion_tokens: Option<u64>,
 }
 
-/// Reads the body of a 200.
-fn read_reply(body: &[u8]) -> Result<Reply, CallError> {
-    let fault = |message: String| CallError::Transport {
-        kind: ErrorKind::Http,
-        message,
-    };
-    let completion: Completion = serde_json::from_slice(body)
-        .map_err(|_| fault("the engine's answer is not a chat completion".to_owned()))?;
-    let usage = completion.usage.map_or_else(Usage::default, |usage| Usage {
-        prompt_tokens: usage.prompt_tokens.unwrap_or(0),
-        completion_tokens: usage.completion_tokens.unwrap_or(0),
-    });
-    let Some(choice) = completion.choices.into_iter().next() else {
-        let said = Said::read(body).message;
-        return Err(fault(if said.is_empty() {
-            "the engine's answer has no choices".to_owned()
-        } else {
-            format!("the engine's answer has no choices: {said}")
-        }));
-    };
-    let reply = choice.message;
-    let finish = match choice.finish_reason.as_deref() {
-        Some("length") => Finish::Length,
-        Some("content_filter") => Finish::Rejected,
-        Some("abort" | "error") => return Err(fault("the engine aborted the reply".to_owned())),
-        _ => Finish::Stop,
-    };
-    let text = match reply.content {
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => parts.into_iter().filter_map(|part| part.text).collect(),
-        None => String::new(),
-    };
-    let (text, finish) = match (reply.refusal.filter(|r| !r.is_empty()), finish) {
-        (Some(refusal), _) => (refusal, Finish::Rejected),
-        (None, Finish::Rejected) => ("the engine's content filter stopped the reply".to_owned(), finish),
-        (None, finish) => (text, finish),
-    };
-    Ok(Reply {
-        text,
-        reasoning: reply
-            .reasoning_content
-            .or(reply.reasoning)
-            .filter(|reasoning| !reasoning.is_empty()),
-        finish,
-        usage,
-    })
+/// Chat completions, whole and streamed.
+struct Chat;
+
+impl Protocol for Chat {
+    const FRAMING: Framing = Framing::Events;
+
+    fn whole(draft: &mut Draft, body: &[u8]) -> Result<Told, CallError> {
+        let completion: Completion = serde_json::from_slice(body)
+            .map_err(|_| fault("the engine's answer is not a chat completion"))?;
+        if completion.choices.as_ref().is_none_or(Vec::is_empty) {
+            let said = Said::read(body).message;
+            return Err(fault(&if said.is_empty() {
+                "the engine's answer has no choices".to_owned()
+            } else {
+                format!("the engine's answer has no choices: {said}")
+            }));
+        }
+        completion.read(draft)?;
+        Ok(Told::End)
+    }
+
+    fn message(draft: &mut Draft, message: &[u8]) -> Result<Told, CallError> {
+        let message = message.trim_ascii();
+        if message == b"[DONE]" {
+            return Ok(Told::End);
+        }
+        if message.is_empty() {
+            return Ok(Told::More);
+        }
+        let chunk: Completion = serde_json::from_slice(message)
+            .map_err(|_| fault("the engine sent an event that is no part of a chat completion"))?;
+        if let Some(error) = &chunk.error {
+            let beside: Value = serde_json::from_slice(message).unwrap_or_default();
+            let told = if error.is_object() { error } else { &beside };
+            return Ok(Told::Failed(status_of(told)));
+        }
+        if chunk.choices.is_none() && chunk.usage.is_none() {
+            // Older vLLM: `{"object": "error", "message": …, "code": 400}`.
+            let other: Value = serde_json::from_slice(message).unwrap_or_default();
+            if other.get("object").is_some_and(|object| object == "error") {
+                return Ok(Told::Failed(status_of(&other)));
+            }
+        }
+        chunk.read(draft)?;
+        Ok(Told::More)
+    }
+}
+
+impl Completion {
+    /// Adds what it says to the draft; of several choices the first counts.
+    fn read(self, draft: &mut Draft) -> Result<(), CallError> {
+        if let Some(usage) = self.usage {
+            draft.usage(Usage {
+                prompt_tokens: usage.prompt_tokens.unwrap_or(0),
+                completion_tokens: usage.completion_tokens.unwrap_or(0),
+            });
+        }
+        let mut choices = self.choices.into_iter().flatten();
+        let Some(choice) = choices.find(|choice| choice.index.unwrap_or(0) == 0) else {
+            return Ok(());
+        };
+        if let Some(reply) = choice.delta.or(choice.message) {
+            let thoughts = reply.reasoning_content.filter(|text| !text.is_empty());
+            if let Some(thoughts) = thoughts.or(reply.reasoning) {
+                draft.think(&thoughts)?;
+            }
+            match reply.content {
+                Some(Content::Text(text)) => draft.say(&text)?,
+                Some(Content::Parts(parts)) => {
+                    for text in parts.into_iter().filter_map(|part| part.text) {
+                        draft.say(&text)?;
+                    }
+                }
+                None => {}
+            }
+            if let Some(refusal) = reply.refusal {
+                draft.refuse(&refusal)?;
+            }
+        }
+        match choice.finish_reason {
+            Some(reason) => draft.finish(&reason),
+            None => Ok(()),
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! A user's JSON Schema, rewritten to the strict subset of OpenAI's structured outputs.
+//! A user's JSON Schema, rewritten to what a backend's structured outputs understand.
 //!
-//! The subset (platform.openai.com, "Structured Outputs", "Supported schemas"): the root is a plain
-//! object; every object has `additionalProperties: false` and lists all its properties as required;
-//! no `allOf`, `oneOf`, `not`, `if`, tuples or open maps. What is dropped here is checked afterwards,
-//! when the reply is validated against the user's own schema.
+//! The strictest is OpenAI's subset (platform.openai.com, "Structured Outputs", "Supported schemas"):
+//! the root is a plain object; every object has `additionalProperties: false` and lists all its
+//! properties as required; no `allOf`, `oneOf`, `not`, `if`, tuples or open maps. Every backend gets
+//! schemas of that shape, as they also lead a small model best; a [`Subset`] says what may be kept
+//! beyond it. What is dropped here is checked afterwards, when the reply is validated against the
+//! user's own schema.
 
 use std::collections::HashMap;
 
@@ -12,20 +14,106 @@ use serde_json::{Map, Value, json};
 use super::merge;
 use super::restore::{Undo, UndoIx, UndoNode};
 
+/// What the schemas of one backend may say beyond the common shape.
+#[derive(Debug)]
+pub struct Subset {
+    /// Keywords of strings, numbers and arrays that are kept.
+    string: &'static [&'static str],
+    number: &'static [&'static str],
+    array: &'static [&'static str],
+    /// Values of `format` that are kept.
+    formats: &'static [&'static str],
+    /// Objects with fields of any name, and values of any kind, are allowed.
+    open: bool,
+    /// Lengths beyond this are dropped.
+    longest: u64,
+}
+
+/// OpenAI's strict mode.
+pub const OPENAI: Subset = Subset {
+    string: &["enum", "pattern", "format"],
+    number: &[
+        "enum",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+    ],
+    array: &["minItems", "maxItems"],
+    formats: &[
+        "date-time",
+        "time",
+        "date",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "uuid",
+    ],
+    open: false,
+    longest: u64::MAX,
+};
+
+/// xgrammar, as vLLM uses it: `multipleOf` makes vLLM refuse the request.
+pub const XGRAMMAR: Subset = Subset {
+    string: &["enum", "pattern", "format", "minLength", "maxLength"],
+    number: &[
+        "enum",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+    ],
+    open: true,
+    ..OPENAI
+};
+
+/// llama.cpp's grammars (grammars/README.md, "JSON Schemas"), also Ollama's: few formats, and a
+/// grammar with more than 2,000 repetitions is refused.
+pub const LLAMA: Subset = Subset {
+    formats: &["date-time", "time", "date", "uuid"],
+    longest: 1000,
+    ..XGRAMMAR
+};
+
+/// outlines-core, as TGI uses it: no bounds of numbers; long repetitions take long to compile.
+pub const OUTLINES: Subset = Subset {
+    number: &["enum"],
+    formats: &["date-time", "time", "date", "uuid"],
+    open: false,
+    longest: 1000,
+    ..XGRAMMAR
+};
+
+impl Subset {
+    /// Keywords that are kept next to a type; `description` and `title` always are.
+    fn kept(&self, kind: &str) -> &'static [&'static str] {
+        match kind {
+            "string" => self.string,
+            "number" | "integer" => self.number,
+            "boolean" | "null" => &["enum"],
+            "array" => self.array,
+            _ => &[],
+        }
+    }
+}
+
 /// An output model as one wire takes it, and the way back. Made once per Step.
 #[derive(Clone, Debug)]
 pub struct PreparedSchema {
-    /// `response_format`, as JSON text.
+    /// The schema in the backend's form (`response_format`, Ollama's `format`), as JSON text.
     pub(crate) format: Box<serde_json::value::RawValue>,
     wire: Wire,
 }
 
-/// What [`strict`] made of a schema.
+/// What [`rewrite`] made of a schema.
 #[derive(Clone, Debug)]
 pub struct Wire {
     /// The schema to send.
     pub schema: Value,
-    /// False: the strict subset cannot express the schema, it is sent as the user wrote it.
+    /// False: the subset cannot express the schema, it is sent as the user wrote it.
     pub strict: bool,
     /// The root was no plain object: the value asked for is the field `value` of one.
     pub wrapped: bool,
@@ -33,15 +121,11 @@ pub struct Wire {
 }
 
 impl PreparedSchema {
-    /// Renders `response_format` for a schema; `name` is shown to the model by some servers.
-    pub fn openai(name: &str, schema: &Value) -> Self {
-        let wire = strict(schema);
-        let format = json!({
-            "type": "json_schema",
-            "json_schema": {"name": name, "strict": wire.strict, "schema": wire.schema},
-        });
+    /// Rewrites a schema to a subset and puts it into a backend's form.
+    pub fn new(schema: &Value, subset: &Subset, form: impl FnOnce(&Wire) -> Value) -> Self {
+        let wire = rewrite(schema, subset);
         // A `Value` always prints; the fallback is the weakest format there is.
-        let format = serde_json::value::to_raw_value(&format)
+        let format = serde_json::value::to_raw_value(&form(&wire))
             .unwrap_or_else(|_| serde_json::value::RawValue::NULL.to_owned());
         Self { format, wire }
     }
@@ -57,6 +141,11 @@ impl PreparedSchema {
             undo: Undo::default(),
         };
         Self { format, wire }
+    }
+
+    /// In the form of OpenAI's `response_format`; `name` is shown to the model by some servers.
+    pub fn openai(name: &str, schema: &Value) -> Self {
+        Self::new(schema, &OPENAI, |wire| json_schema(name, wire))
     }
 
     /// The rewritten schema.
@@ -93,54 +182,39 @@ fn unwrap(reply: &str) -> &str {
     }
 }
 
-/// Rewrites a schema to the strict subset.
-pub fn strict(schema: &Value) -> Wire {
-    Rewriter::new(schema).run().unwrap_or_else(|Inexpressible| Wire {
-        schema: schema.clone(),
-        strict: false,
-        wrapped: false,
-        undo: Undo::default(),
+/// A schema as `response_format` of OpenAI, vLLM and llama.cpp.
+pub(super) fn json_schema(name: &str, wire: &Wire) -> Value {
+    json!({
+        "type": "json_schema",
+        "json_schema": {"name": name, "strict": wire.strict, "schema": wire.schema},
     })
 }
 
-/// The strict subset cannot say this.
-#[derive(Debug)]
-pub(super) struct Inexpressible;
-
-/// Keywords that are kept next to a type; `description` and `title` always are.
-fn kept(kind: &str) -> &'static [&'static str] {
-    match kind {
-        "string" => &["enum", "pattern", "format"],
-        "number" | "integer" => &[
-            "enum",
-            "minimum",
-            "maximum",
-            "exclusiveMinimum",
-            "exclusiveMaximum",
-            "multipleOf",
-        ],
-        "boolean" | "null" => &["enum"],
-        "array" => &["minItems", "maxItems"],
-        _ => &[],
-    }
+/// Rewrites a schema to OpenAI's strict subset.
+pub fn strict(schema: &Value) -> Wire {
+    rewrite(schema, &OPENAI)
 }
 
-/// `format` values of the subset.
-const FORMATS: [&str; 9] = [
-    "date-time",
-    "time",
-    "date",
-    "duration",
-    "email",
-    "hostname",
-    "ipv4",
-    "ipv6",
-    "uuid",
-];
+/// Rewrites a schema to a subset.
+pub fn rewrite(schema: &Value, subset: &Subset) -> Wire {
+    Rewriter::new(schema, subset)
+        .run()
+        .unwrap_or_else(|Inexpressible| Wire {
+            schema: schema.clone(),
+            strict: false,
+            wrapped: false,
+            undo: Undo::default(),
+        })
+}
+
+/// The subset cannot say this.
+#[derive(Debug)]
+pub(super) struct Inexpressible;
 
 /// One pass over a schema.
 struct Rewriter<'a> {
     root: &'a Value,
+    subset: &'a Subset,
     /// `$ref` pointer → name in `$defs` and its undo node.
     refs: HashMap<String, (String, UndoIx)>,
     defs: Map<String, Value>,
@@ -150,9 +224,10 @@ struct Rewriter<'a> {
 }
 
 impl<'a> Rewriter<'a> {
-    fn new(root: &'a Value) -> Self {
+    fn new(root: &'a Value, subset: &'a Subset) -> Self {
         Self {
             root,
+            subset,
             refs: HashMap::new(),
             defs: Map::new(),
             undo: Undo::default(),
@@ -188,6 +263,11 @@ impl<'a> Rewriter<'a> {
             return Err(Inexpressible);
         }
         let result = match schema {
+            Value::Object(map) if self.subset.open && says_nothing(map) => {
+                let mut out = Map::new();
+                notes(map, &mut out);
+                Ok((Value::Object(out), Undo::NOTHING))
+            }
             Value::Object(map) => self.rewrite_map(map),
             _ => Err(Inexpressible),
         };
@@ -338,7 +418,7 @@ impl<'a> Rewriter<'a> {
         notes(map, &mut out);
         out.insert("type".to_owned(), json!(names));
         for kind in &names {
-            keywords(map, kind, &mut out);
+            self.keywords(map, kind, &mut out);
         }
         Ok((Value::Object(out), Undo::NOTHING))
     }
@@ -347,7 +427,7 @@ impl<'a> Rewriter<'a> {
         let mut out = Map::new();
         out.insert("type".to_owned(), kind.into());
         notes(map, &mut out);
-        keywords(map, kind, &mut out);
+        self.keywords(map, kind, &mut out);
         match kind {
             "object" => self.object(map, out),
             "array" => {
@@ -364,6 +444,29 @@ impl<'a> Rewriter<'a> {
         }
     }
 
+    /// Copies the keywords that the subset knows for a type.
+    fn keywords(&self, map: &Map<String, Value>, kind: &str, out: &mut Map<String, Value>) {
+        for key in self.subset.kept(kind) {
+            let Some(value) = map.get(*key) else { continue };
+            let fits = match *key {
+                "format" => value
+                    .as_str()
+                    .is_some_and(|format| self.subset.formats.contains(&format)),
+                "minLength" | "maxLength" | "minItems" | "maxItems" => {
+                    value.as_u64().is_some_and(|length| length <= self.subset.longest)
+                }
+                // llama.cpp refuses unanchored patterns, grammar compilers refuse look-around.
+                "pattern" => value.as_str().is_some_and(|pattern| {
+                    pattern.starts_with('^') && pattern.ends_with('$') && !pattern.contains("(?")
+                }),
+                _ => true,
+            };
+            if fits {
+                out.insert((*key).to_owned(), value.clone());
+            }
+        }
+    }
+
     fn object(
         &mut self,
         map: &Map<String, Value>,
@@ -374,12 +477,21 @@ impl<'a> Rewriter<'a> {
             Some(Value::Object(properties)) => properties,
             _ => &none,
         };
-        // An open map is the point of such a schema; one that merely does not forbid more fields is not.
-        match map.get("additionalProperties") {
-            Some(Value::Bool(false)) => {}
-            None if !properties.is_empty() => {}
-            _ => return Err(Inexpressible),
+        // Fields that are named by a pattern only: closing the object would forbid them.
+        if map.contains_key("patternProperties") {
+            return Err(Inexpressible);
         }
+        // An open map is the point of such a schema; one that merely does not forbid more fields is not.
+        let others = match map.get("additionalProperties") {
+            Some(Value::Bool(false)) => false.into(),
+            None if !properties.is_empty() => false.into(),
+            _ if !self.subset.open => return Err(Inexpressible),
+            None | Some(Value::Bool(true)) => true.into(),
+            Some(schema) => match self.rewrite(schema)? {
+                (wire, Undo::NOTHING) => wire,
+                _ => return Err(Inexpressible),
+            },
+        };
         let required: Vec<&str> = map
             .get("required")
             .and_then(Value::as_array)
@@ -406,7 +518,7 @@ impl<'a> Rewriter<'a> {
         let names: Vec<Value> = wires.keys().map(|name| name.as_str().into()).collect();
         out.insert("properties".to_owned(), Value::Object(wires));
         out.insert("required".to_owned(), Value::Array(names));
-        out.insert("additionalProperties".to_owned(), false.into());
+        out.insert("additionalProperties".to_owned(), others);
         let at = self.undo.push(UndoNode::Object(fields.into_iter().collect()));
         Ok((Value::Object(out), at))
     }
@@ -421,22 +533,14 @@ fn notes(map: &Map<String, Value>, out: &mut Map<String, Value>) {
     }
 }
 
-/// Copies the keywords that the subset knows for a type.
-fn keywords(map: &Map<String, Value>, kind: &str, out: &mut Map<String, Value>) {
-    for key in kept(kind) {
-        let Some(value) = map.get(*key) else { continue };
-        let fits = match *key {
-            "format" => value.as_str().is_some_and(|format| FORMATS.contains(&format)),
-            // llama.cpp refuses unanchored patterns, grammar compilers refuse look-around.
-            "pattern" => value.as_str().is_some_and(|pattern| {
-                pattern.starts_with('^') && pattern.ends_with('$') && !pattern.contains("(?")
-            }),
-            _ => true,
-        };
-        if fits {
-            out.insert((*key).to_owned(), value.clone());
-        }
-    }
+/// True for a schema that every value matches.
+fn says_nothing(map: &Map<String, Value>) -> bool {
+    map.keys().all(|key| {
+        matches!(
+            key.as_str(),
+            "title" | "description" | "default" | "examples" | "$comment"
+        )
+    })
 }
 
 /// `enum` and `const`: only scalars, with their type (OpenAI wants one everywhere).

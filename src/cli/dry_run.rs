@@ -1,0 +1,138 @@
+//! `chainette run --dry-run`: the first requests, and nothing sent.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::args::{Global, RunArgs};
+use super::inspect::tree_options;
+use super::{Exit, explain_error, printer::Printer};
+use crate::engine::broker::Broker;
+use crate::engine::client::address;
+use crate::event::EventSender;
+use crate::node::answer::{Answers, NoAnswers};
+use crate::node::preview::{Ahead, Preview};
+use crate::node::step::Step;
+use crate::node::{Cpu, Walker};
+use crate::plan::{NodeKind, Plan, explain};
+use crate::source::{Input, Position};
+use crate::spec::EngineSpec;
+
+/// Rows that are shown.
+const ROWS: u64 = 3;
+
+/// Shows the tree and what the first rows would ask. Sends nothing, writes nothing, needs no API key.
+pub(super) fn dry_run(
+    args: &RunArgs,
+    global: &Global,
+    plan: Arc<Plan>,
+    input: &dyn Input,
+    printer: Printer,
+) -> Exit {
+    // The keys are not needed to render requests, and must not be shown.
+    let specs = plan.engines.iter().map(|spec| EngineSpec {
+        api_key_env: None,
+        ..spec.clone()
+    });
+    let specs: Vec<EngineSpec> = specs.collect();
+    let broker = match Broker::new(&specs, EventSender::none()) {
+        Ok(broker) => Arc::new(broker),
+        Err(error) => return usage(printer, &explain_error(&error)),
+    };
+    let answers: Arc<dyn Answers> = Arc::new(NoAnswers);
+    let steps = plan.nodes.iter().map(|node| match &node.kind {
+        NodeKind::Step(step) => Step::new(node, step, broker.clone(), answers.clone()),
+        NodeKind::Apply(_) => None,
+    });
+    let cpu = match Cpu::new() {
+        Ok(cpu) => cpu,
+        Err(error) => {
+            printer.error(&explain_error(&error));
+            return Exit::Failed;
+        }
+    };
+    let walker = Walker::new(plan.clone(), steps.collect(), cpu);
+    let limit = args.limit.map_or(ROWS, |limit| limit.min(ROWS));
+    let mut source = match input.open(Position::default(), Some(limit)) {
+        Ok(source) => source,
+        Err(error) => return usage(printer, &explain_error(&error)),
+    };
+    let mut text = explain::tree(&plan, tree_options(global));
+    let mut rows = 0;
+    loop {
+        match source.next_chunk(1, usize::MAX) {
+            Err(error) => return usage(printer, &explain_error(&error)),
+            Ok(None) => break,
+            Ok(Some(chunk)) => {
+                for row in &chunk.rows {
+                    rows += 1;
+                    for preview in walker.preview(row, &chunk.data) {
+                        show(&mut text, &plan, &preview);
+                    }
+                }
+            }
+        }
+    }
+    if rows == 0 {
+        text += "\nthere are no rows: nothing would be asked\n";
+    }
+    printer.result(&text);
+    Exit::Done
+}
+
+fn usage(printer: Printer, message: &str) -> Exit {
+    printer.error(message);
+    Exit::Usage
+}
+
+/// Adds one line, and the request where there is one.
+fn show(text: &mut String, plan: &Plan, preview: &Preview) {
+    let Preview { row_id, node, what } = preview;
+    let says = match what {
+        Ahead::Waits(steps) => format!("waits for the answer of {}", steps.join(" and ")),
+        Ahead::Fails(error) => format!("fails with {}: {}", error.kind, error.message),
+        Ahead::Filtered => "is filtered: the row ends here".to_owned(),
+        Ahead::Skipped => "is skipped: its `when` is false".to_owned(),
+        Ahead::Children(count) => format!("leaves {count} rows"),
+        Ahead::Request { engine, body } => match plan.engines.get(engine.0) {
+            Some(spec) => format!("asks {}\n{}", spec.name, request(spec, body)),
+            None => String::new(),
+        },
+    };
+    // A string takes whatever is written to it.
+    let _infallible = write!(text, "\nrow {row_id}: {node} {says}");
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+}
+
+/// A request as HTTP would carry it, but pretty, and with every secret taken out.
+fn request(spec: &EngineSpec, body: &[u8]) -> String {
+    let mut out = format!("POST {}\n", shown(&address(spec)));
+    out += "content-type: application/json\n";
+    for (name, _) in &spec.headers {
+        out += &format!("{}: ***\n", name.to_ascii_lowercase());
+    }
+    if let Some(env) = &spec.api_key_env {
+        out += &format!("authorization: Bearer ${env}\n");
+    }
+    out += "x-chainette-attempt: 0\n\n";
+    let pretty = serde_json::from_slice::<Value>(body).map(|body| format!("{body:#}"));
+    out += &pretty.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
+    out.push('\n');
+    out
+}
+
+/// An address without what it may carry besides host and path.
+fn shown(address: &str) -> String {
+    let plain = address.split('?').next().unwrap_or_default();
+    match plain.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let host = host.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}/{path}")
+        }
+        None => plain.to_owned(),
+    }
+}

@@ -1,0 +1,225 @@
+//! What every HTTP adapter shares: the ledger's key of a request, and one exchange from the rendered
+//! body to the reply.
+
+use super::draft::{Draft, fault};
+use super::events::{Events, Lines};
+use super::fault::Failed;
+use super::http::{Http, Incoming};
+use crate::engine::{CallError, Rendered, Reply, Request, SetupError};
+use crate::spec::{Backend, EngineSpec};
+
+/// A reply this long or of open length is streamed, in tokens: it may run away for long.
+const LONG: u32 = 512;
+
+/// How one backend's replies are read.
+pub(super) trait Protocol: Sync {
+    /// How its streams are cut into messages.
+    const FRAMING: Framing;
+
+    /// Reads the body of a reply that is no stream.
+    fn whole(draft: &mut Draft, body: &[u8]) -> Result<Told, CallError>;
+
+    /// Reads one message of a stream.
+    fn message(draft: &mut Draft, message: &[u8]) -> Result<Told, CallError>;
+}
+
+/// How a stream is cut into messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// Server-sent events, when the content type says so.
+    Events,
+    /// JSON values, one a line; a reply that is no stream is one line.
+    JsonLines,
+}
+
+/// What a message was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A part of the reply.
+    More,
+    /// Its end.
+    End,
+    /// An error, as if the answer had had this status.
+    Failed(u16),
+}
+
+/// One engine behind an address.
+pub(super) struct Connection {
+    name: String,
+    backend: Backend,
+    model: String,
+    key_env: Option<String>,
+    reasoning: bool,
+    http: Http,
+    /// BLAKE3 fed with name, backend and model; each digest goes on from here.
+    identity: blake3::Hasher,
+}
+
+impl Connection {
+    pub(super) fn new(spec: &EngineSpec) -> Result<Self, SetupError> {
+        let http = Http::new(spec).map_err(|message| SetupError {
+            engine: spec.name.clone(),
+            message,
+        })?;
+        let mut identity = blake3::Hasher::new();
+        for part in [spec.name.as_str(), spec.backend.as_str(), spec.model.as_str()] {
+            identity.update(&(part.len() as u64).to_le_bytes());
+            identity.update(part.as_bytes());
+        }
+        Ok(Self {
+            name: spec.name.clone(),
+            backend: spec.backend,
+            model: spec.model.clone(),
+            key_env: spec.api_key_env.clone(),
+            reasoning: spec.reasoning == Some(true),
+            http,
+            identity,
+        })
+    }
+
+    /// The model asked for.
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// A request from its body, a JSON object, and the fields that only say how the reply is to be
+    /// sent: those are no part of the ledger's key.
+    pub(super) fn seal(&self, mut body: Vec<u8>, how: &str) -> Rendered {
+        let mut hasher = self.identity.clone();
+        hasher.update(&body);
+        if !how.is_empty() && body.pop().is_some() {
+            body.push(b',');
+            body.extend_from_slice(how.as_bytes());
+            body.push(b'}');
+        }
+        Rendered {
+            body: body.into(),
+            digest: hasher.finalize().into(),
+        }
+    }
+
+    /// Sends a request and reads its reply.
+    pub(super) async fn ask<P: Protocol>(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
+        let exchange = async {
+            let incoming = self.http.post(rendered.body.clone(), turn).await?;
+            if incoming.status != 200 {
+                let (status, retry_after) = (incoming.status, incoming.retry_after);
+                let body = incoming.whole().await?;
+                return Failed {
+                    retry_after,
+                    ..self.failed(status, &body)
+                }
+                .classify();
+            }
+            match P::FRAMING {
+                Framing::Events if !incoming.is_events() => self.read_whole::<P>(&incoming.whole().await?),
+                _ => self.read_stream::<P>(incoming).await,
+            }
+        };
+        // Servers like to repeat a wrong key in their complaint.
+        self.http
+            .in_time(exchange)
+            .await
+            .map_err(|error| self.redact(error))
+    }
+
+    fn read_whole<P: Protocol>(&self, body: &[u8]) -> Result<Reply, CallError> {
+        let mut draft = Draft::new(self.http.max_reply());
+        match P::whole(&mut draft, body)? {
+            Told::Failed(status) => self.failed(status, body).classify(),
+            Told::More | Told::End => Ok(draft.reply(self.reasoning)),
+        }
+    }
+
+    async fn read_stream<P: Protocol>(&self, mut incoming: Incoming) -> Result<Reply, CallError> {
+        let most = self.http.max_reply();
+        let (mut draft, mut lines, mut events) = (Draft::new(most), Lines::new(most), Events::new(most));
+        let mut last = false;
+        while !last {
+            let mut whole = match incoming.chunk().await {
+                Ok(Some(chunk)) => {
+                    lines.push(&chunk)?;
+                    lines.whole()
+                }
+                Ok(None) => {
+                    last = true;
+                    // What an unfinished last line or event may hold.
+                    vec![lines.rest(), Vec::new()]
+                }
+                // All that was still to come is the end of the stream.
+                Err(_) if draft.is_finished() => break,
+                Err(error) => return Err(error),
+            };
+            for line in whole.drain(..) {
+                let message = match P::FRAMING {
+                    Framing::Events => events.line(&line)?,
+                    Framing::JsonLines => Some(line).filter(|line| !line.trim_ascii().is_empty()),
+                };
+                let Some(message) = message else { continue };
+                match P::message(&mut draft, &message)? {
+                    Told::More => {}
+                    Told::Failed(status) => {
+                        return Failed {
+                            streaming: true,
+                            ..self.failed(status, &message)
+                        }
+                        .classify();
+                    }
+                    Told::End => {
+                        if draft.is_empty() {
+                            return Err(fault("the engine's answer is empty and gives no reason to end"));
+                        }
+                        incoming.drain().await;
+                        return Ok(draft.reply(self.reasoning));
+                    }
+                }
+                if draft.ran_away() {
+                    // Dropping the answer closes the connection, and that ends the engine's work on it.
+                    return Ok(draft.reply(self.reasoning));
+                }
+            }
+        }
+        if !draft.is_finished() {
+            return Err(fault("the connection broke before the reply was complete"));
+        }
+        Ok(draft.reply(self.reasoning))
+    }
+
+    fn failed<'a>(&'a self, status: u16, body: &'a [u8]) -> Failed<'a> {
+        Failed {
+            status,
+            streaming: false,
+            retry_after: None,
+            body,
+            backend: self.backend,
+            model: &self.model,
+            key_env: self.key_env.as_deref(),
+        }
+    }
+
+    fn redact(&self, mut error: CallError) -> CallError {
+        match &mut error {
+            CallError::Engine { message, .. }
+            | CallError::Transport { message, .. }
+            | CallError::Refused { message, .. }
+            | CallError::Fatal { message } => *message = self.http.redact(std::mem::take(message)),
+        }
+        error
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Address and headers may hold secrets.
+        f.debug_struct("Connection")
+            .field("name", &self.name)
+            .field("backend", &self.backend)
+            .field("model", &self.model)
+            .finish_non_exhaustive()
+    }
+}
+
+/// True when a request is to be streamed: it asks for that, or its reply may be long.
+pub(super) fn streams(request: &Request<'_>) -> bool {
+    request.stream || request.sampling.limit().is_none_or(|limit| limit > LONG)
+}

@@ -1,0 +1,206 @@
+//! Bodies of the test server's replies: whole, in events, broken off, or without end.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use serde_json::{Value, json};
+
+use super::{Asked, Dice, Ticket};
+
+/// Tokens of an endless reply that is no stream, when the request sets no limit.
+const MUCH: u64 = 2_000;
+
+/// A reply's body that knows when hyper has taken all of it.
+pub(super) struct ReplyBody {
+    parts: VecDeque<Bytes>,
+    /// The length announced; none in a stream.
+    len: Option<u64>,
+    /// Sent after the parts, again and again.
+    again: Option<Bytes>,
+    /// The connection breaks after the parts.
+    breaks: bool,
+    /// Chooses the waits between events; none: they come at once.
+    pace: Option<Dice>,
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl ReplyBody {
+    pub(super) fn whole(body: Bytes, ticket: Option<Ticket>) -> Self {
+        let len = body.len() as u64;
+        let mut whole = Self::parts(VecDeque::from([body]), ticket);
+        whole.len = Some(len);
+        whole
+    }
+
+    fn parts(parts: VecDeque<Bytes>, ticket: Option<Ticket>) -> Self {
+        Self {
+            parts,
+            len: None,
+            again: None,
+            breaks: false,
+            pace: None,
+            sleep: None,
+            ticket,
+        }
+    }
+
+    /// A chat completion around a text, as one JSON value or, where a stream was asked for, as events.
+    pub(super) fn completion(
+        asked: &Asked,
+        content: &str,
+        finish_reason: &str,
+        paced: bool,
+        ticket: Ticket,
+    ) -> Self {
+        let usage = usage(asked, content.len().div_ceil(4));
+        if asked.body["stream"] != true {
+            let body = json!({
+                "id": id(asked), "object": "chat.completion", "created": 0, "model": asked.body["model"],
+                "choices": [{"index": 0, "finish_reason": finish_reason,
+                             "message": {"role": "assistant", "content": content}}],
+                "usage": usage,
+            });
+            return Self::whole(body.to_string().into(), Some(ticket));
+        }
+        let middle = (content.len() / 2..content.len())
+            .find(|at| content.is_char_boundary(*at))
+            .unwrap_or(0);
+        let mut parts = VecDeque::from([event(asked, json!({"role": "assistant", "content": ""}), None)]);
+        for piece in [&content[..middle], &content[middle..]] {
+            parts.push_back(event(asked, json!({"content": piece}), None));
+        }
+        parts.push_back(event(asked, json!({}), Some(finish_reason)));
+        let mut last = chunk(asked, json!([]));
+        last["usage"] = usage;
+        parts.push_back(format!("data: {last}\n\ndata: [DONE]\n\n").into());
+        let mut stream = Self::parts(parts, Some(ticket));
+        stream.pace = paced.then(|| Dice::new(&[asked.digest.as_slice(), &[asked.seen as u8]].concat()));
+        stream
+    }
+
+    /// A reply that only ends when the client goes away, or at its token limit.
+    pub(super) fn endless(asked: &Asked, piece: &str, ticket: Ticket) -> Self {
+        if asked.body["stream"] == true {
+            let again = event(asked, json!({"content": piece}), None);
+            let mut stream = Self::parts(VecDeque::new(), Some(ticket));
+            stream.again = Some(again);
+            return stream;
+        }
+        let tokens = asked.max_tokens().unwrap_or(MUCH);
+        let content = piece.repeat(usize::try_from(tokens).unwrap_or(usize::MAX));
+        Self::completion(asked, &content, "length", false, ticket)
+    }
+
+    /// The first half, then the connection breaks.
+    pub(super) fn half(mut self) -> Self {
+        match self.parts.len() {
+            1 => self
+                .parts
+                .iter_mut()
+                .for_each(|part| *part = part.slice(..part.len() / 2)),
+            events => self.parts.truncate(events / 2),
+        }
+        self.breaks = true;
+        self
+    }
+
+    /// The first half of a stream, then an error event; the error itself where there is no stream.
+    pub(super) fn interrupted(mut self, error: &Value) -> Result<Self, Self> {
+        if self.len.is_some() {
+            return Err(Self::whole(error.to_string().into(), self.ticket.take()));
+        }
+        self.parts.truncate(2);
+        self.parts.push_back(format!("data: {error}\n\n").into());
+        Ok(self)
+    }
+
+    pub(super) fn content_type(&self) -> &'static str {
+        if self.len.is_some() {
+            "application/json"
+        } else {
+            "text/event-stream"
+        }
+    }
+}
+
+fn id(asked: &Asked) -> String {
+    format!("chatcmpl-{}", &blake3::Hash::from(asked.digest).to_hex()[..12])
+}
+
+fn usage(asked: &Asked, reply: usize) -> Value {
+    let prompt: usize = asked
+        .messages()
+        .filter_map(|m| m["content"].as_str())
+        .map(str::len)
+        .sum();
+    let prompt = prompt.div_ceil(4);
+    json!({"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply})
+}
+
+fn chunk(asked: &Asked, choices: Value) -> Value {
+    json!({"id": id(asked), "object": "chat.completion.chunk", "created": 0,
+           "model": asked.body["model"], "choices": choices})
+}
+
+fn event(asked: &Asked, delta: Value, finish_reason: Option<&str>) -> Bytes {
+    let choice = json!([{"index": 0, "delta": delta, "finish_reason": finish_reason}]);
+    format!("data: {}\n\n", chunk(asked, choice)).into()
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(sleep) = &mut self.sleep {
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.sleep = None;
+            if self.parts.is_empty() && self.breaks {
+                return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
+            }
+        }
+        if let Some(part) = self.parts.pop_front() {
+            // One event in four lets the next one wait.
+            let waits = self
+                .pace
+                .as_mut()
+                .map_or(0, |dice| dice.below(8))
+                .saturating_sub(5);
+            let breaks = self.parts.is_empty() && self.breaks;
+            if waits > 0 || breaks {
+                let delay = Duration::from_millis(waits.max(2));
+                self.sleep = Some(Box::pin(tokio::time::sleep(delay)));
+            }
+            return Poll::Ready(Some(Ok(Frame::data(part))));
+        }
+        Poll::Ready(self.again.clone().map(|again| Ok(Frame::data(again))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.is_empty() && !self.breaks && self.again.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.len.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        let whole = self.is_end_stream();
+        if let Some(ticket) = &mut self.ticket {
+            ticket.whole = whole;
+        }
+    }
+}
