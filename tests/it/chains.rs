@@ -90,6 +90,7 @@ fn good_chains() {
         let plain = TreeOptions {
             no_icons: true,
             max_branches: Some(1),
+            ..TreeOptions::default()
         };
         insta::assert_snapshot!(format!(
             "{}\n{}\n{}\n{}\n{}",
