@@ -25,5 +25,6 @@ pub(super) fn tree_options(global: &Global) -> explain::TreeOptions {
     explain::TreeOptions {
         no_icons: global.no_icons,
         max_branches: global.max_branches,
+        ..explain::TreeOptions::default()
     }
 }

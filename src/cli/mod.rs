@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::plan::{Closures, Plan, Style, compile as compile_chain};
+use crate::plan::{Closures, Plan, compile as compile_chain};
 use crate::spec::ChainInput;
 use args::{ChainArgs, Cli, Command};
 use printer::Printer;
@@ -94,11 +94,10 @@ fn compile(args: &ChainArgs, printer: Printer) -> Result<Chain, Exit> {
         engines: args.engines.clone(),
         sets: args.sets.clone(),
     };
-    let style = if printer.fancy { Style::Color } else { Style::Plain };
     match compile_chain(&input, &Closures::none()) {
         Ok(compiled) => {
             if !compiled.warnings.is_empty() {
-                printer.warning(&compiled.warnings.render(style));
+                printer.problems(&compiled.warnings);
             }
             Ok(Chain {
                 plan: compiled.plan,
@@ -106,7 +105,7 @@ fn compile(args: &ChainArgs, printer: Printer) -> Result<Chain, Exit> {
             })
         }
         Err(report) => {
-            printer.error(&report.render(style));
+            printer.problems(&report);
             Err(Exit::Usage)
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::args::{Color, Global};
+use crate::plan::Style;
 use crate::report::say;
 use crate::run::rfc3339;
 
@@ -67,6 +68,25 @@ impl Printer {
             say_in_time(json_line("warning", text));
         } else {
             self.notice(text);
+        }
+    }
+
+    /// What is wrong with a chain; with `--json-logs` a JSON line for each problem.
+    pub(crate) fn problems(self, report: &crate::plan::Report) {
+        let style = if self.fancy { Style::Color } else { Style::Plain };
+        let fails = report.problems().iter().any(|problem| !problem.code.is_warning());
+        if self.json {
+            for (event, fields) in report.events() {
+                let mut line = json!({"ts": rfc3339(SystemTime::now()), "event": event});
+                if let (Some(line), serde_json::Value::Object(fields)) = (line.as_object_mut(), fields) {
+                    line.extend(fields);
+                }
+                say_in_time(line.to_string());
+            }
+        } else if fails {
+            self.error(&report.render(style));
+        } else {
+            self.notice(&report.render(style));
         }
     }
 

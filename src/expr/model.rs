@@ -3,6 +3,7 @@
 mod bundle;
 mod schema;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -129,12 +130,17 @@ fn one_line(text: &str) -> String {
 pub struct Models {
     named: IndexMap<String, Node>,
     base: PathBuf,
+    /// Names whose models could not be read (and have been reported).
+    faulty: HashSet<String>,
+    /// Whether all models are known; if not, an unknown one is no further problem.
+    incomplete: bool,
 }
 
 impl Models {
     /// Takes the `models:` of a chain; files are found relative to `base`, the chain file's folder.
     pub fn new(entries: &[Entry], base: &Path, problems: &mut Problems) -> Self {
         let mut named = IndexMap::new();
+        let mut faulty = HashSet::new();
         for entry in entries {
             let name = &entry.key.value;
             let good = name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -149,29 +155,48 @@ impl Models {
                     )
                     .help("use letters, digits and `_`, starting with a letter, at most 64 of them");
             } else if TYPES.contains(&name.as_str()) {
-                problems.add(
-                    Code::ReservedName,
-                    entry.key.span,
-                    format!("`{name}` is a type of the shorthand and cannot name a model"),
-                );
+                problems
+                    .add(
+                        Code::ReservedName,
+                        entry.key.span,
+                        format!("`{name}` is a type of the shorthand and cannot name a model"),
+                    )
+                    .help("name the model for what it holds, for example `Review`");
             }
             if matches!(entry.value.kind, Yaml::Map(_)) {
                 named.insert(name.clone(), entry.value.clone());
             } else {
-                problems.add(
-                    Code::WrongType,
-                    entry.value.span,
-                    format!(
-                        "the model `{name}` must be a mapping, found {}",
-                        entry.value.describe()
-                    ),
-                );
+                faulty.insert(name.clone());
+                problems
+                    .add(
+                        Code::WrongType,
+                        entry.value.span,
+                        format!(
+                            "the model `{name}` must be a mapping, found {}",
+                            entry.value.found()
+                        ),
+                    )
+                    .help(format!("write `{name}: {{field: string}}`, or a JSON Schema"));
             }
         }
         Self {
             named,
             base: base.to_path_buf(),
+            faulty,
+            incomplete: false,
         }
+    }
+
+    /// Says that further models were declared in a way that could not be read.
+    #[must_use]
+    pub fn incomplete(mut self, incomplete: bool) -> Self {
+        self.incomplete = incomplete;
+        self
+    }
+
+    /// True when a model of this name may well exist, and why it cannot be used has been reported.
+    fn excused(&self, name: &str) -> bool {
+        self.incomplete || self.faulty.contains(name)
     }
 
     /// The names, in order.
@@ -196,27 +221,49 @@ impl Models {
         match &node.kind {
             Yaml::String(text) => {
                 let Some(named) = self.named.get(&text.value) else {
+                    if self.excused(&text.value) {
+                        return None;
+                    }
                     problems
                         .add(
                             Code::UnknownModel,
                             text.span,
                             format!("there is no model `{}`", text.value),
                         )
-                        .maybe_help(suggest(&text.value, self.names()));
+                        .help(suggest(&text.value, self.names()).unwrap_or_else(|| {
+                            "declare it below `models:`, or write the model here: `{field: string}`"
+                                .to_owned()
+                        }));
                     return None;
                 };
                 self.compile_mapping(named, open, problems)
             }
             Yaml::Map(_) => self.compile_mapping(node, open, problems),
             _ => {
-                problems.add(
-                    Code::WrongType,
-                    node.span,
-                    format!("a model is a name or a mapping, found {}", node.describe()),
-                );
+                problems
+                    .add(
+                        Code::WrongType,
+                        node.span,
+                        format!("a model is a name or a mapping, found {}", node.found()),
+                    )
+                    .help("write the name of a model in `models`, or `{field: string}`");
                 None
             }
         }
+    }
+
+    /// The model that a pointer into a bundle leads to, with the rest of the pointer: a fault of a named
+    /// model is shown there, not at each model that uses it.
+    fn owner<'n>(&'n self, node: &'n Node, pointer: &str) -> (&'n Node, String) {
+        let named = pointer.strip_prefix("/$defs/").and_then(|rest| {
+            let (name, rest) = rest.split_once('/').unwrap_or((rest, ""));
+            let own = node
+                .get("$defs")
+                .is_some_and(|defs| defs.value.get(name).is_some());
+            let found = self.named.get(name).filter(|_| !own)?;
+            Some((found, format!("/{rest}")))
+        });
+        named.unwrap_or_else(|| (node, pointer.to_owned()))
     }
 
     fn compile_mapping(&self, node: &Node, open: bool, problems: &mut Problems) -> Option<Model> {
@@ -224,36 +271,59 @@ impl Models {
         if let Err(message) = schema::check_root(&schema) {
             problems
                 .add(Code::BadModel, head(node), message)
-                .help("a record is a JSON object: `type: object`");
+                .help(root_help(node));
             return None;
         }
         match build(schema) {
             Ok(model) => Some(model),
             Err((pointer, message)) => {
+                let (node, pointer) = self.owner(node, &pointer);
                 problems
                     .add(
                         Code::BadModel,
                         at_pointer(node, &pointer),
                         format!("not a valid JSON Schema: {message}"),
                     )
-                    .maybe_help(schema_help(node));
+                    .maybe_help(schema_help(node, &pointer));
                 None
             }
         }
     }
 }
 
-/// Says why a mapping was read as JSON Schema, when that may be news.
-fn schema_help(node: &Node) -> Option<String> {
-    let Yaml::Map(entries) = &node.kind else {
-        return None;
+/// What to do about a root that is no object.
+fn root_help(node: &Node) -> String {
+    let Some(entry) = node.get("type") else {
+        return "a record is a JSON object: write `type: object` and `properties`".to_owned();
     };
-    let key = entries
-        .iter()
-        .find(|e| JSON_SCHEMA_KEYS.contains(&e.key.value.as_str()))?;
+    match &entry.value.kind {
+        Yaml::String(text) if text.value == "array" => {
+            "put the list into a field: `{items: [T]}`; an Apply can take it apart again".to_owned()
+        }
+        Yaml::String(text) if TYPES.contains(&text.value.as_str()) => format!(
+            "the key `type` makes this a JSON Schema, not shorthand: write `type: object` with `properties`, or, for a record with a field named `type`, `properties: {{type: {{type: {}}}}}`",
+            text.value
+        ),
+        _ => "a record is a JSON object: `type: object`".to_owned(),
+    }
+}
+
+/// Says why a mapping was read as JSON Schema, when that may be news.
+fn schema_help(node: &Node, pointer: &str) -> Option<String> {
+    let key = along(node, pointer)
+        .into_iter()
+        .find_map(|node| match &node.kind {
+            Yaml::Map(entries) => entries
+                .iter()
+                .find(|e| JSON_SCHEMA_KEYS.contains(&e.key.value.as_str())),
+            _ => None,
+        })?;
+    let types = TYPES.iter().filter(|t| **t != "any").map(|t| format!("`{t}`"));
+    let types: Vec<String> = types.chain(["`array`".to_owned(), "`null`".to_owned()]).collect();
     Some(format!(
-        "a mapping with the key `{}` is read as JSON Schema, not as shorthand",
-        key.key.value
+        "a mapping with the key `{}` is read as JSON Schema, not as shorthand; its types are {}",
+        key.key.value,
+        types.join(", ")
     ))
 }
 
@@ -270,18 +340,34 @@ fn head(node: &Node) -> Span {
 
 /// The place of a JSON pointer in a YAML tree, as deep as the tree follows it.
 fn at_pointer(node: &Node, pointer: &str) -> Span {
+    head(along(node, pointer).last().copied().unwrap_or(node))
+}
+
+/// The values on the way of a JSON pointer through a YAML tree, as deep as the tree follows it.
+///
+/// What the shorthand writes shorter than JSON Schema (`a: T` for `properties/a`, `[T]` for `items`) is
+/// followed, too.
+fn along<'n>(node: &'n Node, pointer: &str) -> Vec<&'n Node> {
+    let mut way = vec![node];
     let mut node = node;
     for part in pointer.split('/').skip(1) {
         let part = part.replace("~1", "/").replace("~0", "~");
+        let optional = format!("{part}?");
         let next = match &node.kind {
-            Yaml::Map(_) => node.get(&part).map(|e| &e.value),
-            Yaml::Seq(items) => part.parse::<usize>().ok().and_then(|n| items.get(n)),
+            Yaml::Map(_) => node.get(&part).or_else(|| node.get(&optional)).map(|e| &e.value),
+            Yaml::Seq(items) => match part.parse::<usize>() {
+                Ok(n) => items.get(n),
+                Err(_) if part == "items" => items.first(),
+                Err(_) => None,
+            },
             _ => None,
         };
         match next {
             Some(next) => node = next,
+            None if part == "properties" => continue,
             None => break,
         }
+        way.push(node);
     }
-    head(node)
+    way
 }

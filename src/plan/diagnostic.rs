@@ -19,6 +19,9 @@ pub enum Style {
     Color,
 }
 
+/// Problems drawn in full; more than these are counted. A chain with so many has one cause.
+const MAX_DRAWN: usize = 100;
+
 /// All problems of a chain.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -57,7 +60,7 @@ impl Report {
             .with_links(false)
             .with_width(100);
         let mut out = String::new();
-        for problem in &self.problems {
+        for problem in self.problems.iter().take(MAX_DRAWN) {
             let shown = Shown {
                 problem,
                 source: problem.span.and_then(|span| {
@@ -74,6 +77,9 @@ impl Report {
             }
             out.push('\n');
         }
+        if let Some(more) = self.problems.len().checked_sub(MAX_DRAWN).filter(|n| *n > 0) {
+            out.push_str(&format!("... and {more} more, once these are mended\n\n"));
+        }
         out.push_str(&self.count());
         out.push('\n');
         // miette pads empty lines of help; trailing blanks help nobody.
@@ -81,6 +87,38 @@ impl Report {
         let mut out = lines.join("\n");
         out.push('\n');
         out
+    }
+
+    /// The problems as facts, for `--json-logs`: the event's name and its fields.
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, serde_json::Value)> {
+        self.problems.iter().take(MAX_DRAWN).map(|problem| {
+            let name = if problem.code.is_warning() {
+                "warning"
+            } else {
+                "error"
+            };
+            let place = problem.span.and_then(|span| {
+                let file = self.sources.get(span.file)?;
+                let (line, column) = file.position(span.start);
+                Some((file.path.display().to_string(), line, column))
+            });
+            let (file, line, column) = match place {
+                Some((file, line, column)) => (Some(file), Some(line), Some(column)),
+                None => (None, None, None),
+            };
+            let mut fields = serde_json::json!({
+                "code": problem.code.as_str(),
+                "message": problem.message,
+                "file": file,
+                "line": line,
+                "column": column,
+                "help": problem.help,
+            });
+            if let Some(map) = fields.as_object_mut() {
+                map.retain(|_, value| !value.is_null());
+            }
+            (name, fields)
+        })
     }
 
     /// "2 errors, 1 warning".
@@ -164,6 +202,9 @@ fn label(code: Code) -> &'static str {
         Code::UndefinedName => "not defined",
         Code::NotVisible => "not visible here",
         Code::UnguardedNull => "can be null",
+        Code::JoinCardinality => "more than one row",
+        Code::UnknownEngine | Code::UnknownModel | Code::UnknownClosure => "unknown",
+        Code::ReservedName => "reserved",
         Code::Unsupported => "not supported",
         _ => "here",
     }

@@ -103,6 +103,8 @@ pub struct Branch {
     pub parent: Option<BranchIx>,
     /// The JSON Schema of what it leaves, where one is known.
     pub leaves: Option<Value>,
+    /// Why its alias can be null, when it can.
+    pub nullable: Option<String>,
 }
 
 /// A Step or an Apply.
@@ -126,6 +128,8 @@ pub struct Node {
     pub model: Option<Model>,
     /// The jq program as it was written (for `graph.json`); none for other nodes.
     pub program: Option<String>,
+    /// Why its name can be null, when it can.
+    pub nullable: Option<String>,
     /// What it does.
     pub kind: NodeKind,
 }

@@ -3,7 +3,7 @@
 use super::EngineSpec;
 use super::engine;
 use super::fields::{Fields, wrong};
-use super::problem::{Code, Problem, Problems};
+use super::problem::{Code, Problem, Problems, nearest};
 use super::steps::{self, NodeSpec};
 use super::yaml::{Entry, Node, Text, Yaml};
 
@@ -37,6 +37,9 @@ pub struct ChainSpec {
     pub engines: Vec<EngineDecl>,
     /// The main line.
     pub steps: Vec<NodeSpec>,
+    /// Which of `vars`, `models` and `engines` could not be read as a whole (and have been reported): what
+    /// is missing there is no further problem.
+    pub unread: Vec<&'static str>,
 }
 
 /// A declared engine.
@@ -58,11 +61,13 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Option<ChainSpec> {
     if let Some(node) = steps
         && matches!(&node.kind, Yaml::Seq(items) if items.is_empty())
     {
-        problems.add(
-            Code::BadValue,
-            node.span,
-            "`steps` is empty; a chain needs at least one",
-        );
+        problems
+            .add(
+                Code::BadValue,
+                node.span,
+                "`steps` is empty; a chain needs at least one",
+            )
+            .help("for example `- {id: first, engine: ENGINE, user_prompt: \"...\"}`");
     }
     Some(ChainSpec {
         name: fields.text("name", problems).map(|t| t.value),
@@ -75,7 +80,29 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Option<ChainSpec> {
         models: mapping(&fields, "models", problems),
         engines: read_engines(&fields, problems),
         steps: steps::read_list(&fields, "steps", problems),
+        unread: unread(root),
     })
+}
+
+/// The collections that are no mapping, or whose key is misspelled.
+fn unread(root: &Node) -> Vec<&'static str> {
+    let misspelled = |wanted: &str| {
+        let Yaml::Map(entries) = &root.kind else {
+            return false;
+        };
+        entries.iter().any(|e| {
+            let key = e.key.value.as_str();
+            !KEYS.contains(&key) && nearest(key, KEYS.iter().copied()) == Some(wanted)
+        })
+    };
+    ["vars", "models", "engines"]
+        .into_iter()
+        .filter(|key| match root.get(key).map(|e| &e.value.kind) {
+            Some(Yaml::Map(_) | Yaml::Null) => false,
+            Some(_) => true,
+            None => misspelled(key),
+        })
+        .collect()
 }
 
 /// Reads an engines file: an `engines:` mapping and nothing else.
@@ -152,6 +179,11 @@ fn mapping(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Vec<Entry
             Yaml::Null => Vec::new(),
             _ => {
                 wrong(key, "a mapping", node, problems);
+                problems.last().help(match key {
+                    "vars" => "write `vars: {name: value}`",
+                    "models" => "write `models: {Name: {field: string}}`",
+                    _ => "write `engines: {name: {backend: openai, model: ..., endpoint: ...}}`",
+                });
                 Vec::new()
             }
         },

@@ -22,11 +22,13 @@ impl<'n> Fields<'n> {
         problems: &mut Problems,
     ) -> Option<Self> {
         let Yaml::Map(entries) = &node.kind else {
-            problems.add(
-                Code::WrongType,
-                node.span,
-                format!("{what} must be a mapping, found {}", node.describe()),
-            );
+            problems
+                .add(
+                    Code::WrongType,
+                    node.span,
+                    format!("{what} must be a mapping, found {}", node.found()),
+                )
+                .help(one_of("write keys and values", known));
             return None;
         };
         for entry in entries {
@@ -38,7 +40,7 @@ impl<'n> Fields<'n> {
                         entry.key.span,
                         format!("`{key}` is no key of {what}"),
                     )
-                    .maybe_help(suggest(key, known.iter().copied()));
+                    .maybe_help(meant(key, known).or_else(|| suggest(key, known.iter().copied())));
             }
         }
         Some(Self { node, what })
@@ -74,11 +76,13 @@ impl<'n> Fields<'n> {
     pub(super) fn need(&self, key: &str, problems: &mut Problems) -> Option<&'n Node> {
         let found = self.get(key);
         if found.is_none() {
-            problems.add(
-                Code::MissingKey,
-                self.head(),
-                format!("{} needs `{key}`", self.what),
-            );
+            problems
+                .add(
+                    Code::MissingKey,
+                    self.head(),
+                    format!("{} needs `{key}`", self.what),
+                )
+                .help(format!("add `{key}: {}`", example(key)));
         }
         found
     }
@@ -100,6 +104,10 @@ impl<'n> Fields<'n> {
             Some((Yaml::Bool(b), _)) => *b,
             Some((_, node)) => {
                 wrong(key, "true or false", node, problems);
+                problems.last().help(format!(
+                    "write `{key}: {}` or `{key}: {}`, without quotes",
+                    !default, default
+                ));
                 default
             }
         }
@@ -114,15 +122,20 @@ impl<'n> Fields<'n> {
         };
         let Some(found) = found else {
             wrong(key, "a whole number", node, problems);
+            problems
+                .last()
+                .help(format!("for example `{key}: {}`", example(key)));
             return None;
         };
         if found < min || found > max {
             let message = if max == i64::MAX {
-                format!("`{key}` must be at least {min}")
+                format!("`{key}` must be at least {min}, found {found}")
             } else {
-                format!("`{key}` must be from {min} to {max}")
+                format!("`{key}` must be from {min} to {max}, found {found}")
             };
-            problems.add(Code::BadValue, node.span, message);
+            problems
+                .add(Code::BadValue, node.span, message)
+                .maybe_help(hint(key));
             return None;
         }
         Some(found)
@@ -137,15 +150,20 @@ impl<'n> Fields<'n> {
         };
         let Some(found) = found else {
             wrong(key, "a number", node, problems);
+            problems
+                .last()
+                .help(format!("for example `{key}: {}`", example(key)));
             return None;
         };
         if found < min || found > max {
             let message = if max.is_infinite() {
-                format!("`{key}` must be at least {min}")
+                format!("`{key}` must be at least {min}, found {found}")
             } else {
-                format!("`{key}` must be from {min} to {max}")
+                format!("`{key}` must be from {min} to {max}, found {found}")
             };
-            problems.add(Code::BadValue, node.span, message);
+            problems
+                .add(Code::BadValue, node.span, message)
+                .maybe_help(hint(key));
             return None;
         }
         Some(found)
@@ -158,6 +176,10 @@ impl<'n> Fields<'n> {
             Yaml::Seq(items) => Some(items),
             _ => {
                 wrong(key, "a list", node, problems);
+                problems.last().help(match &node.kind {
+                    Yaml::String(text) => format!("write a list of one: `{key}: [{:?}]`", text.value),
+                    _ => format!("write `{key}: [...]`, or lines that begin with `- `"),
+                });
                 None
             }
         }
@@ -172,7 +194,7 @@ impl<'n> Fields<'n> {
                 .add(
                     Code::WrongType,
                     node.span,
-                    format!("`{key}` must be a time span above zero"),
+                    format!("`{key}` must be a time span above zero, found {}", node.found()),
                 )
                 .help("write a number with a unit: `500ms`, `10s`, `5min`, `2h`");
         }
@@ -192,7 +214,7 @@ impl<'n> Fields<'n> {
                 .add(
                     Code::WrongType,
                     node.span,
-                    format!("`{key}` must be a size above zero"),
+                    format!("`{key}` must be a size above zero, found {}", node.found()),
                 )
                 .help("write bytes, or a number with a unit: `64KiB`, `16MiB`, `1GiB`");
         }
@@ -205,7 +227,7 @@ pub(super) fn wrong(key: &str, expected: &str, node: &Node, problems: &mut Probl
     problems.add(
         Code::WrongType,
         node.span,
-        format!("`{key}` must be {expected}, found {}", node.describe()),
+        format!("`{key}` must be {expected}, found {}", node.found()),
     );
 }
 
@@ -216,12 +238,12 @@ pub(super) fn text(node: &Node, key: &str, problems: &mut Problems) -> Option<Te
         Yaml::Number(raw) => raw.clone(),
         Yaml::Bool(b) => b.to_string(),
         _ => {
-            wrong(key, "a string", node, problems);
-            if matches!(&node.kind, Yaml::Map(_)) {
-                problems
-                    .last()
-                    .help("put quotes around text that starts with `{`");
-            }
+            wrong(key, "a text", node, problems);
+            problems.last().help(match &node.kind {
+                Yaml::Map(_) => "put quotes around text that starts with `{` or holds `: `",
+                Yaml::Seq(_) => "put quotes around text that starts with `[` or `- `",
+                _ => "write a text behind the `:`",
+            });
             return None;
         }
     };
@@ -263,4 +285,86 @@ fn size(text: &str) -> Option<u64> {
     };
     let bytes = n * factor;
     (1.0..1e18).contains(&bytes).then_some(bytes as u64)
+}
+
+/// An example of a value, for the help texts.
+fn example(key: &str) -> &'static str {
+    match key {
+        "id" | "branch" => "some_name",
+        "user_prompt" => "\"...\"",
+        "backend" => "openai",
+        "model" => "qwen2.5-7b-instruct",
+        "steps" | "parallel" => "[...]",
+        "temperature" => "0.7",
+        "top_p" => "0.9",
+        "max_tokens" | "batch_size" => "256",
+        "engines" => "{...}",
+        "seed" => "7",
+        "concurrency" => "64",
+        "output" | "transport" => "2",
+        _ => "...",
+    }
+}
+
+/// What to write instead of a number out of range, where leaving it out is a choice.
+fn hint(key: &str) -> Option<String> {
+    let hint = match key {
+        "temperature" => "0 for the likeliest reply; leave it out for the server's own default",
+        "top_p" => "1 for all tokens; leave it out for the server's own default",
+        "max_tokens" => "leave it out for replies as long as the server allows",
+        "batch_size" => "leave it out for the default, 256",
+        "transport" | "output" => "0 never asks again",
+        _ => "write a number in this range, or leave the key out for its default",
+    };
+    Some(hint.to_owned())
+}
+
+/// A help text, with the keys there are to choose from.
+fn one_of(help: &str, known: &[&str]) -> String {
+    if known.is_empty() {
+        return help.to_owned();
+    }
+    let known: Vec<String> = known.iter().take(6).map(|k| format!("`{k}`")).collect();
+    format!("{help}, such as {}", known.join(", "))
+}
+
+/// What somebody means who writes a key that belongs elsewhere, or that another tool uses.
+fn meant(key: &str, known: &[&str]) -> Option<String> {
+    let has = |wanted: &str| known.contains(&wanted);
+    let other = match key {
+        "prompt" | "user" | "template" if has("user_prompt") => "user_prompt",
+        "system" | "instructions" if has("system_prompt") => "system_prompt",
+        "name" if has("id") => "id",
+        "name" | "id" if has("branch") => "branch",
+        "if" | "condition" if has("when") => "when",
+        "schema" | "output" | "output_schema" | "response_model" if has("output_model") => "output_model",
+        "url" | "base_url" | "api_base" | "address" if has("endpoint") => "endpoint",
+        "api_key" | "key" | "token" if has("api_key_env") => {
+            return Some(
+                "a secret never stands in a chain: name its environment variable with `api_key_env`"
+                    .to_owned(),
+            );
+        }
+        "temperature" | "max_tokens" | "top_p" | "stop" | "seed" | "top_k" if has("sampling") => {
+            return Some(format!("it belongs below `sampling`: `sampling: {{{key}: ...}}`"));
+        }
+        "model" if has("user_prompt") => {
+            return Some("a Step names its `engine`, and the engine its model".to_owned());
+        }
+        "join" | "collect" if !has(key) => {
+            return Some(format!(
+                "only a branch has `{key}`: `- {{branch: NAME, join: NAME, steps: [...]}}`"
+            ));
+        }
+        "system_prompt" | "user_prompt" | "sampling" | "retries" | "on_error"
+            if has("apply") && !has(key) =>
+        {
+            return Some(format!("only a Step (an item with `engine`) has `{key}`"));
+        }
+        "id" | "output_model" | "engine" | "user_prompt" if has("parallel") || has("branch") => {
+            return Some("a group or branch holds items; put this into an item of `steps`".to_owned());
+        }
+        _ => return None,
+    };
+    Some(format!("did you mean `{other}`?"))
 }

@@ -1,5 +1,6 @@
 //! From paths and flags to one spec.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::Span;
@@ -35,15 +36,28 @@ impl ChainInput {
 pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) -> Option<ChainSpec> {
     let chain = match &input.text {
         Some(text) => Some(text.clone()),
-        None => read_file(&input.path, problems),
+        None => read_file(&input.path, "chain file", problems),
     };
     let root = chain.and_then(|text| {
         let file = sources.add(&input.path, &text);
-        yaml::parse(file, &text, problems)
+        let root = yaml::parse(file, &text, problems)?;
+        if matches!(root.kind, yaml::Yaml::Null) {
+            problems
+                .add(
+                    Code::MissingKey,
+                    root.span,
+                    "this chain is empty; it needs `steps`",
+                )
+                .help("for example `steps: [{id: tidy, apply: {jq: '.'}}]`");
+            return None;
+        }
+        Some(root)
     });
     let mut spec = root.and_then(|root| chain::read(&root, problems));
+    let mut unread = false;
     for path in &input.engines {
-        let Some(text) = read_file(path, problems) else {
+        let Some(text) = read_file(path, "engines file", problems) else {
+            unread = true;
             continue;
         };
         let file = sources.add(path, &text);
@@ -52,37 +66,82 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
             if let Some(spec) = &mut spec {
                 spec.engines.extend(engines);
             }
+        } else {
+            unread = true;
         }
     }
     let mut spec = spec?;
+    if unread {
+        spec.unread.push("engines");
+    }
     for set in &input.sets {
-        apply_set(set, &mut spec.vars, sources, problems);
+        let known = !spec.unread.contains(&"vars");
+        apply_set(set, &mut spec.vars, known, sources, problems);
     }
     check_engine_names(&spec, sources, problems);
     Some(spec)
 }
 
-fn read_file(path: &Path, problems: &mut Problems) -> Option<String> {
-    match std::fs::read(path) {
+/// Reads a file as text; `what` it is, is for the message.
+fn read_file(path: &Path, what: &str, problems: &mut Problems) -> Option<String> {
+    let shown = path.display();
+    let (reason, help) = match std::fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Some(text),
-            Err(_) => {
-                problems.add_unplaced(Code::File, format!("{}: not valid UTF-8", path.display()));
-                None
+            Ok(text) => return Some(text),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                let before = error.as_bytes().get(..at).unwrap_or_default();
+                let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+                (
+                    format!("not valid UTF-8 at line {line} (byte {at})"),
+                    "save the file as UTF-8".to_owned(),
+                )
             }
         },
-        Err(error) => {
-            let reason = match error.kind() {
-                std::io::ErrorKind::NotFound => "no such file".to_owned(),
-                _ => error.to_string(),
-            };
-            problems.add_unplaced(Code::File, format!("{}: {reason}", path.display()));
-            None
-        }
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::NotFound => ("no such file".to_owned(), beside(path, what)),
+            std::io::ErrorKind::IsADirectory => (
+                "this is a directory".to_owned(),
+                format!("name the {what} in it: {}", path.join("chain.yaml").display()),
+            ),
+            std::io::ErrorKind::PermissionDenied => (
+                "permission denied".to_owned(),
+                "make the file readable for yourself".to_owned(),
+            ),
+            _ => (
+                error.to_string(),
+                "see whether the file can be opened at all".to_owned(),
+            ),
+        },
+    };
+    problems
+        .add_unplaced(Code::File, format!("{shown}: {reason}"))
+        .help(help);
+    None
+}
+
+/// The file that was meant, when one beside the path is named much alike.
+fn beside(path: &Path, what: &str) -> String {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut there: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .take(1000)
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|n| n.ends_with(".yaml") || n.ends_with(".yml") || n.ends_with(".json"))
+        .collect();
+    there.sort_unstable();
+    match super::problem::nearest(&name, there.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean `{}`?", path.with_file_name(near).display()),
+        None => format!("give the path of the {what}; it is looked for from the working directory"),
     }
 }
 
-fn apply_set(set: &str, vars: &mut [Entry], sources: &mut Sources, problems: &mut Problems) {
+fn apply_set(set: &str, vars: &mut [Entry], known: bool, sources: &mut Sources, problems: &mut Problems) {
     let file = sources.add("--set", set);
     let whole = Span {
         file,
@@ -91,11 +150,26 @@ fn apply_set(set: &str, vars: &mut [Entry], sources: &mut Sources, problems: &mu
     };
     let Some((key, value)) = set.split_once('=') else {
         problems
-            .add(Code::BadSet, whole, "`--set` wants K=V")
+            .add(Code::BadSet, whole, "`--set` wants K=V, and here is no `=`")
             .help("for example `--set tone=harsh`");
         return;
     };
     let Some(entry) = vars.iter().position(|e| e.key.value == key) else {
+        if !known {
+            return;
+        }
+        let top = key.split(['.', '[']).next().unwrap_or(key);
+        let help = if top != key && vars.iter().any(|e| e.key.value == top) {
+            Some(format!(
+                "only whole variables can be set: `--set {top}={{...}}` takes a YAML mapping"
+            ))
+        } else if vars.is_empty() {
+            Some(format!(
+                "the chain has no `vars`; declare it there: `vars: {{{key}: ...}}`"
+            ))
+        } else {
+            suggest(key, vars.iter().map(|e| e.key.value.as_str()))
+        };
         problems
             .add(
                 Code::BadSet,
@@ -105,7 +179,7 @@ fn apply_set(set: &str, vars: &mut [Entry], sources: &mut Sources, problems: &mu
                 },
                 format!("`{key}` is not in the chain's `vars`"),
             )
-            .maybe_help(suggest(key, vars.iter().map(|e| e.key.value.as_str())));
+            .maybe_help(help);
         return;
     };
     let mut own = Problems::default();
@@ -134,21 +208,27 @@ fn apply_set(set: &str, vars: &mut [Entry], sources: &mut Sources, problems: &mu
 }
 
 fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Problems) {
-    for (at, engine) in spec.engines.iter().enumerate() {
-        let mut before = spec.engines.iter().take(at);
-        if let Some(first) =
-            before.rfind(|e| e.name.value == engine.name.value && e.name.span.file != engine.name.span.file)
-        {
-            let place = sources
-                .get(first.name.span.file)
-                .map_or_else(String::new, |s| s.path.display().to_string());
-            problems
-                .add(
-                    Code::EngineClash,
-                    engine.name.span,
-                    format!("the engine `{}` is declared twice", engine.name.value),
-                )
-                .help(format!("the other one stands in {place}; rename one of them"));
+    let mut seen: HashMap<&str, Span> = HashMap::new();
+    for engine in &spec.engines {
+        let (name, span) = (engine.name.value.as_str(), engine.name.span);
+        match seen.get(name) {
+            // Twice in one file is a key that stands twice, which the YAML reader reports.
+            Some(first) if first.file != span.file => {
+                let place = sources.line(*first, span);
+                problems
+                    .add(
+                        Code::EngineClash,
+                        span,
+                        format!("the engine `{name}` is declared twice"),
+                    )
+                    .help(format!(
+                        "the other one is on {place}; rename or remove one of them"
+                    ));
+            }
+            Some(_) => {}
+            None => {
+                seen.insert(name, span);
+            }
         }
     }
 }

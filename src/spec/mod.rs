@@ -4,12 +4,15 @@ mod chain;
 mod engine;
 mod fields;
 mod load;
+mod place;
 mod problem;
 mod steps;
 mod yaml;
+mod yaml_error;
 
 pub use chain::{ChainSpec, EngineDecl};
 pub use load::{ChainInput, load};
+pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
 pub use steps::{ApplyKind, ApplySpec, BranchSpec, GroupSpec, NodeHead, NodeSpec, StepSpec};
 pub(crate) use yaml::parse as parse_yaml;
@@ -257,4 +260,15 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Its content.
     pub text: String,
+}
+
+impl SourceFile {
+    /// The line and the column of a byte, both from 1, the column in characters.
+    pub fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(&self.text);
+        let start = before.rfind('\n').map_or(0, |n| n + 1);
+        let line = before.matches('\n').count() + 1;
+        let column = before.get(start..).unwrap_or_default().chars().count() + 1;
+        (line, column)
+    }
 }

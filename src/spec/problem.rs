@@ -49,11 +49,13 @@ pub enum Code {
     UnknownClosure,
     /// A name that can be null is read without a guard (a warning).
     UnguardedNull,
+    /// A branch that is joined as one row can leave several (a warning).
+    JoinCardinality,
 }
 
 impl Code {
     /// Every code, in the order of their documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::File,
         Self::YamlSyntax,
         Self::UnknownKey,
@@ -75,6 +77,7 @@ impl Code {
         Self::Unsupported,
         Self::UnknownClosure,
         Self::UnguardedNull,
+        Self::JoinCardinality,
     ];
 
     /// The stable name.
@@ -101,12 +104,39 @@ impl Code {
             Self::Unsupported => "unsupported",
             Self::UnknownClosure => "unknown_closure",
             Self::UnguardedNull => "unguarded_null",
+            Self::JoinCardinality => "join_cardinality",
+        }
+    }
+
+    /// What to do about a problem of this kind, where nothing more is known.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::File => "check the path and the file's permissions",
+            Self::YamlSyntax => "put quotes around text with special characters, and indent with spaces",
+            Self::UnknownKey => "remove the key; `chainette schema` lists the keys there are",
+            Self::MissingKey => "add the key",
+            Self::WrongType | Self::BadValue => "write a value of this kind, or leave the key out",
+            Self::UnknownEngine | Self::EngineClash => "see `engines:`, and the files given with `--engines`",
+            Self::UnknownModel => "declare it below `models:`",
+            Self::BadName | Self::DuplicateId | Self::ReservedName => "choose another name",
+            Self::UndefinedName => {
+                "nothing of this name can be read here; fields of the input are below `chain_input`"
+            }
+            Self::NotVisible => "read it where it is visible, or join its branch",
+            Self::TemplateSyntax => "templates are Jinja",
+            Self::JqSyntax => "programs are jq",
+            Self::BadModel => "write shorthand (`{field: string}`), or a JSON Schema with `type: object`",
+            Self::BadSet => "for example `--set tone=harsh`, with `tone` in the chain's `vars`",
+            Self::Unsupported => "leave it out",
+            Self::UnknownClosure => "closures are registered by programs that use chainette as a library",
+            Self::UnguardedNull => "guard it with `{% if NAME %}...{% endif %}`",
+            Self::JoinCardinality => "add `collect: true` to the branch",
         }
     }
 
     /// True for what does not keep the chain from running.
     pub fn is_warning(self) -> bool {
-        self == Self::UnguardedNull
+        matches!(self, Self::UnguardedNull | Self::JoinCardinality)
     }
 }
 
@@ -172,10 +202,7 @@ impl Problems {
 
     /// Notes a finished problem.
     pub fn push(&mut self, problem: Problem) -> ProblemRef<'_> {
-        // The same reference made twice (an anchor, a prompt read twice) is one problem.
-        if !self.0.contains(&problem) {
-            self.0.push(problem);
-        }
+        self.0.push(problem);
         ProblemRef(self)
     }
 
@@ -189,9 +216,18 @@ impl Problems {
         self.0.iter().any(|p| !p.code.is_warning())
     }
 
-    /// The problems in the order of their places.
+    /// The problems in the order of their places, each once: the same fault may be met twice (an
+    /// anchor, a model that two nodes name).
     pub fn into_sorted(mut self) -> Vec<Problem> {
-        self.0.sort_by_key(|p| p.span);
+        self.0
+            .sort_by(|a, b| (a.span, a.code, &a.message).cmp(&(b.span, b.code, &b.message)));
+        self.0
+            .dedup_by(|a, b| (a.span, a.code, &a.message) == (b.span, b.code, &b.message));
+        for problem in &mut self.0 {
+            problem
+                .help
+                .get_or_insert_with(|| problem.code.advice().to_owned());
+        }
         self.0
     }
 }
@@ -235,6 +271,19 @@ impl Sources {
         self.0.get(file)
     }
 
+    /// Where a span begins, for a message about `from`: "line 8", with the file where it is another one.
+    pub fn line(&self, span: Span, from: Span) -> String {
+        let Some(file) = self.get(span.file) else {
+            return "another place".to_owned();
+        };
+        let (line, _) = file.position(span.start);
+        if span.file == from.file {
+            format!("line {line}")
+        } else {
+            format!("line {line} of {}", file.path.display())
+        }
+    }
+
     /// The text of a span.
     pub fn slice(&self, span: Span) -> Option<&str> {
         self.get(span.file)?.text.get(span.start..span.end)
@@ -243,6 +292,10 @@ impl Sources {
 
 /// The nearest of some names, when one is near enough to be meant.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // A text this long is no typo of a name, and comparing it would take its time.
+    if name.len() > 200 {
+        return None;
+    }
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))

@@ -2,7 +2,7 @@
 
 use serde_json::Map;
 
-use super::fields::{Fields, text, wrong};
+use super::fields::{Fields, text};
 use super::problem::{Code, Problems, Span, nearest};
 use super::yaml::{Entry, Node, Text, Yaml};
 use super::{OnError, Retries, Sampling};
@@ -52,6 +52,8 @@ pub enum NodeSpec {
     Apply(Box<ApplySpec>),
     /// Branches that run at the same time.
     Group(GroupSpec),
+    /// An item with problems of its own (all noted): the names it would have declared.
+    Broken(Vec<Text>),
 }
 
 /// What Steps and Applies have in common.
@@ -115,6 +117,8 @@ pub struct GroupSpec {
     pub when: Option<Text>,
     /// Its branches.
     pub branches: Vec<BranchSpec>,
+    /// The names of branches that could not be read.
+    pub broken: Vec<Text>,
 }
 
 /// A branch.
@@ -135,13 +139,37 @@ pub struct BranchSpec {
 /// Reads the items below `key`.
 pub(super) fn read_list(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Vec<NodeSpec> {
     let items = fields.list(key, problems).unwrap_or_default();
-    items.iter().filter_map(|node| read(node, problems)).collect()
+    items
+        .iter()
+        .map(|node| read(node, problems).unwrap_or_else(|| NodeSpec::Broken(names_in(node))))
+        .collect()
+}
+
+/// The names that an item and what is below it declare.
+fn names_in(node: &Node) -> Vec<Text> {
+    let name = |key| node.get(key).and_then(|e| e.value.as_text()).cloned();
+    let (branch, join) = (name("branch"), name("join"));
+    // A branch that is joined under its own id has one name.
+    let join = join.filter(|join| branch.as_ref().is_none_or(|b| b.value != join.value));
+    let mut names: Vec<Text> = [name("id"), branch, join].into_iter().flatten().collect();
+    for key in ["steps", "parallel"] {
+        if let Some(Yaml::Seq(items)) = node.get(key).map(|e| &e.value.kind) {
+            names.extend(items.iter().flat_map(names_in));
+        }
+    }
+    names
 }
 
 fn read(node: &Node, problems: &mut Problems) -> Option<NodeSpec> {
     let kinds = ["engine", "apply", "parallel", "branch"];
     let Yaml::Map(entries) = &node.kind else {
-        wrong("steps", "a list of mappings", node, problems);
+        problems
+            .add(
+                Code::WrongType,
+                node.span,
+                format!("an item of `steps` must be a mapping, found {}", node.found()),
+            )
+            .help("write `- {id: NAME, engine: ENGINE, user_prompt: \"...\"}`");
         return None;
     };
     let found: Vec<_> = entries
@@ -155,7 +183,12 @@ fn read(node: &Node, problems: &mut Problems) -> Option<NodeSpec> {
                 second.key.span,
                 "an item is one thing: a Step, an Apply, a group or a branch",
             )
-            .help("keep one of `engine`, `apply`, `parallel` and `branch`");
+            .help(match (found.first().map(|e| e.key.value.as_str()), second.key.value.as_str()) {
+                (Some("engine"), "apply") | (Some("apply"), "engine") => {
+                    "a Step calls a model (`engine`), an Apply transforms rows (`apply`); make it two items, one after the other"
+                }
+                _ => "keep one of `engine`, `apply`, `parallel` and `branch`",
+            });
         return None;
     }
     match found.first().map(|e| e.key.value.as_str()) {
@@ -167,6 +200,7 @@ fn read(node: &Node, problems: &mut Problems) -> Option<NodeSpec> {
             Some(NodeSpec::Group(GroupSpec {
                 when: None,
                 branches: vec![branch],
+                broken: Vec::new(),
             }))
         }
         None => {
@@ -248,11 +282,18 @@ fn read_sampling(fields: &Fields<'_>, problems: &mut Problems) -> Sampling {
         for entry in entries {
             let key = entry.key.value.as_str();
             if taken.contains(&key) {
-                problems.add(
-                    Code::BadValue,
-                    entry.key.span,
-                    format!("`{key}` is set by chainette and cannot stand in `sampling`"),
-                );
+                problems
+                    .add(
+                        Code::BadValue,
+                        entry.key.span,
+                        format!("`{key}` is set by chainette and cannot stand in `sampling`"),
+                    )
+                    .help(match key {
+                        "model" => "name the model in the engine",
+                        "messages" => "write `system_prompt` and `user_prompt`",
+                        "response_format" => "write `output_model`",
+                        _ => "leave it out",
+                    });
             } else if !typed.contains(&key) {
                 extra.insert(key.to_owned(), entry.value.to_json());
             }
@@ -288,11 +329,15 @@ fn read_on_error(fields: &Fields<'_>, problems: &mut Problems) -> OnError {
         (Yaml::Null, _) | (_, Some("null")) => OnError::Null,
         (_, Some("fail_row")) => OnError::FailRow,
         _ => {
-            problems.add(
-                Code::BadValue,
-                node.span,
-                "`on_error` must be `fail_row` or `null`",
-            );
+            problems
+                .add(
+                    Code::BadValue,
+                    node.span,
+                    format!("`on_error` must be `fail_row` or `null`, found {}", node.found()),
+                )
+                .help(
+                    "`fail_row` puts the row into `errors/`, `null` makes this Step's name null and goes on",
+                );
             OnError::default()
         }
     }
@@ -353,10 +398,30 @@ fn read_group(node: &Node, problems: &mut Problems) -> Option<GroupSpec> {
     let when = fields.text("when", problems);
     let branches = fields.list("parallel", problems)?;
     if branches.is_empty() {
-        problems.add(Code::BadValue, fields.span(), "`parallel` is empty");
+        problems
+            .add(
+                Code::BadValue,
+                fields.span(),
+                "`parallel` is empty; a group needs at least one branch",
+            )
+            .help("write `parallel: [{branch: NAME, steps: [...]}]`, or remove the group");
     }
-    let branches = branches.iter().filter_map(|b| read_branch(b, problems)).collect();
-    Some(GroupSpec { when, branches })
+    let mut broken = Vec::new();
+    let branches = branches
+        .iter()
+        .filter_map(|node| {
+            let branch = read_branch(node, problems);
+            if branch.is_none() {
+                broken.extend(names_in(node));
+            }
+            branch
+        })
+        .collect();
+    Some(GroupSpec {
+        when,
+        branches,
+        broken,
+    })
 }
 
 fn read_branch(node: &Node, problems: &mut Problems) -> Option<BranchSpec> {
@@ -375,11 +440,13 @@ fn read_branch(node: &Node, problems: &mut Problems) -> Option<BranchSpec> {
     if let Some(node) = listed
         && matches!(&node.kind, Yaml::Seq(items) if items.is_empty())
     {
-        problems.add(
-            Code::BadValue,
-            node.span,
-            "`steps` is empty; a branch needs at least one",
-        );
+        problems
+            .add(
+                Code::BadValue,
+                node.span,
+                "`steps` is empty; a branch needs at least one",
+            )
+            .help("put the branch's Steps and Applies below it, or remove the branch");
     }
     let steps = read_list(&fields, "steps", problems);
     Some(BranchSpec {

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use serde_json::{Map, Number, Value};
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, Span as Mark, StructureStyle};
 
-use super::problem::{Code, Problems, Sources, Span};
+use super::problem::{Code, Problems, Span};
+use super::yaml_error;
 
 /// Values that aliases may add to a document: enough for any chain, too few for an alias bomb.
 const MAX_ALIASED: usize = 100_000;
@@ -59,56 +60,6 @@ pub struct Text {
     pub span: Span,
 }
 
-impl Text {
-    /// Where a byte range of the string stands in the source: exact when the source spells the
-    /// string out, else the whole string.
-    pub fn locate(&self, sources: &Sources, range: std::ops::Range<usize>) -> Span {
-        sources
-            .slice(self.span)
-            .and_then(|source| {
-                let map = align(source, &self.value)?;
-                let start = *map.get(range.start)?;
-                let last = *map.get(range.end.checked_sub(1)?.max(range.start))?;
-                Some(self.span.within(start, last + 1))
-            })
-            .unwrap_or(self.span)
-    }
-}
-
-/// For each byte of `value`, the offset of the source byte that spells it.
-fn align(source: &str, value: &str) -> Option<Vec<usize>> {
-    let bytes = source.as_bytes();
-    let mut at = match bytes.first()? {
-        b'"' if source.contains('\\') => return None,
-        b'"' | b'\'' => 1,
-        b'|' | b'>' => memchr::memchr(b'\n', bytes)? + 1,
-        _ => 0,
-    };
-    let quoted = bytes.first() == Some(&b'\'');
-    let mut map = Vec::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_whitespace() {
-            // Line folding and indentation: the next white space stands for it, if any is left.
-            if bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
-                map.push(at);
-                at += 1;
-            } else {
-                map.push(at.saturating_sub(1));
-            }
-            continue;
-        }
-        while bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
-            at += 1;
-        }
-        if bytes.get(at) != Some(&byte) {
-            return None;
-        }
-        map.push(at);
-        at += if quoted && byte == b'\'' { 2 } else { 1 };
-    }
-    Some(map)
-}
-
 impl Node {
     /// What it is, in words for a message.
     pub fn describe(&self) -> &'static str {
@@ -119,6 +70,18 @@ impl Node {
             Yaml::String(_) => "a string",
             Yaml::Seq(_) => "a list",
             Yaml::Map(_) => "a mapping",
+        }
+    }
+
+    /// What stands there, for a message: short scalars are shown as they are.
+    pub fn found(&self) -> String {
+        match &self.kind {
+            Yaml::Bool(b) => format!("`{b}`"),
+            Yaml::Number(raw) if raw.len() <= 40 => format!("the number {raw}"),
+            Yaml::String(text) if text.value.len() <= 40 && !text.value.contains('\n') => {
+                format!("the text `{}`", text.value)
+            }
+            _ => self.describe().to_owned(),
         }
     }
 
@@ -184,6 +147,7 @@ pub(crate) fn parse(file: usize, text: &str, problems: &mut Problems) -> Option<
         bom: text.len() - text.strip_prefix('\u{feff}').unwrap_or(text).len(),
         anchors: HashMap::new(),
         aliased: 0,
+        text,
         problems,
     };
     builder.document()
@@ -196,6 +160,7 @@ struct Builder<'a, 'p> {
     parser: Parser<'a, serde_saphyr::granit_parser::StrInput<'a>>,
     anchors: HashMap<usize, Node>,
     aliased: usize,
+    text: &'a str,
     problems: &'p mut Problems,
 }
 
@@ -209,12 +174,15 @@ impl<'a> Builder<'a, '_> {
             }
             Err(error) => {
                 let at = error.marker().byte_offset().unwrap_or(self.len) + self.bom;
+                let fault = yaml_error::explain(error.kind(), self.text, at.min(self.len));
                 let span = Span {
                     file: self.file,
-                    start: at.min(self.len),
-                    end: at.min(self.len),
+                    start: fault.at.start,
+                    end: fault.at.end,
                 };
-                self.problems.add(Code::YamlSyntax, span, error.info());
+                self.problems
+                    .add(Code::YamlSyntax, span, fault.message)
+                    .help(fault.help);
                 None
             }
         }
@@ -228,8 +196,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    fn fail(&mut self, span: Span, message: &str) -> Option<Node> {
-        self.problems.add(Code::YamlSyntax, span, message);
+    fn fail(&mut self, span: Span, message: &str, help: &str) -> Option<Node> {
+        self.problems.add(Code::YamlSyntax, span, message).help(help);
         None
     }
 
@@ -239,7 +207,11 @@ impl<'a> Builder<'a, '_> {
             match event {
                 Event::StreamStart | Event::DocumentEnd => {}
                 Event::DocumentStart(..) if root.is_some() => {
-                    return self.fail(span, "a second document; a chain is one YAML document");
+                    return self.fail(
+                        span,
+                        "a second document begins here; this file must be one YAML document",
+                        "remove the `---` line, or move what follows it to a file of its own",
+                    );
                 }
                 Event::DocumentStart(..) => {}
                 Event::StreamEnd => {
@@ -260,7 +232,11 @@ impl<'a> Builder<'a, '_> {
 
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Option<Node> {
         if depth > MAX_DEPTH {
-            return self.fail(span, "nested too deeply");
+            return self.fail(
+                span,
+                &format!("nested deeper than {MAX_DEPTH} levels"),
+                "write it flatter; branches need two levels each",
+            );
         }
         let (anchor, node) = match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -271,16 +247,24 @@ impl<'a> Builder<'a, '_> {
             Event::MappingStart(_, anchor, _) => (anchor, self.mapping(span, depth)?),
             Event::Alias(id) => {
                 let Some(mut node) = self.anchors.get(&id).cloned() else {
-                    return self.fail(span, "an alias inside its own anchor");
+                    return self.fail(
+                        span,
+                        "this alias stands inside its own anchor, so its value would never end",
+                        "let the alias (`*name`) stand outside of what the anchor (`&name`) marks",
+                    );
                 };
                 self.aliased += size(&node);
                 if self.aliased > MAX_ALIASED {
-                    return self.fail(span, "aliases expand to too many values");
+                    return self.fail(
+                        span,
+                        &format!("the aliases of this file expand to more than {MAX_ALIASED} values"),
+                        "write the values out where they are used, or use fewer aliases of aliases",
+                    );
                 }
                 node.span = span;
                 (0, node)
             }
-            _ => return self.fail(span, "expected a value"),
+            _ => return self.fail(span, "expected a value", "write one, or `null`"),
         };
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
@@ -308,11 +292,13 @@ impl<'a> Builder<'a, '_> {
     fn mapping(&mut self, span: Span, depth: usize) -> Option<Node> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut merges: Vec<Node> = Vec::new();
+        // Each key with its place in the file.
+        let mut seen: HashMap<String, usize> = HashMap::new();
         loop {
             let (event, at) = self.next()?;
             if event == Event::MappingEnd {
                 for merge in merges {
-                    merge_into(&mut entries, merge);
+                    self.merge_into(&mut entries, &mut seen, merge);
                 }
                 let end = entries
                     .last()
@@ -326,13 +312,14 @@ impl<'a> Builder<'a, '_> {
                 });
             }
             let Event::Scalar(key, style, ..) = event else {
-                self.fail(at, "a key must be a string");
-                if matches!(event, Event::MappingStart(StructureStyle::Flow, ..)) {
-                    self.problems
-                        .last()
-                        .help("put quotes around a template that starts with `{{`");
-                }
-                return None;
+                let is_map = matches!(event, Event::MappingStart(StructureStyle::Flow, ..));
+                let fault = yaml_error::bad_key(self.text, at.start, is_map);
+                let span = Span {
+                    file: self.file,
+                    start: fault.at.start,
+                    end: fault.at.end,
+                };
+                return self.fail(span, &fault.message, &fault.help);
             };
             let is_merge = key == "<<" && style == ScalarStyle::Plain;
             let key = Text {
@@ -346,26 +333,35 @@ impl<'a> Builder<'a, '_> {
                     Yaml::Seq(items) => merges.extend(items),
                     _ => merges.push(value),
                 }
-            } else if entries.iter().any(|e| e.key.value == key.value) {
+            } else if let Some(first) = seen.get(&key.value) {
+                let line = self.text.get(..*first).unwrap_or_default().matches('\n').count() + 1;
                 self.problems
                     .add(
                         Code::YamlSyntax,
                         key.span,
                         format!("the key `{}` stands twice in this mapping", key.value),
                     )
-                    .help("keep one of them");
+                    .help(format!("the first one is on line {line}; keep one of them"));
             } else {
+                seen.insert(key.value.clone(), key.span.start);
                 entries.push(Entry { key, value });
             }
         }
     }
-}
 
-/// `<<: *defaults`: keys that the mapping does not set itself.
-fn merge_into(entries: &mut Vec<Entry>, merge: Node) {
-    if let Yaml::Map(more) = merge.kind {
+    /// `<<: *defaults`: keys that the mapping does not set itself.
+    fn merge_into(&mut self, entries: &mut Vec<Entry>, seen: &mut HashMap<String, usize>, merge: Node) {
+        let Yaml::Map(more) = merge.kind else {
+            self.fail(
+                merge.span,
+                "`<<` merges a mapping into this one, and this is none",
+                "write `<<: *name`, with `&name` before a mapping",
+            );
+            return;
+        };
         for entry in more {
-            if !entries.iter().any(|e| e.key.value == entry.key.value) {
+            if !seen.contains_key(&entry.key.value) {
+                seen.insert(entry.key.value.clone(), entry.key.span.start);
                 entries.push(entry);
             }
         }

@@ -41,17 +41,30 @@ fn report(input: &ChainInput) -> Report {
 
 #[test]
 fn every_diagnostic() {
+    let faults = std::cell::RefCell::new(Vec::new());
     insta::glob!("../chains", "err/*.yaml", |path| {
         let report = report(&fixture(path));
         let stem = path.file_stem().expect("a file").to_string_lossy();
         let code = stem.split("--").next().expect("a code");
-        assert!(
-            report.problems().iter().any(|p| p.code.as_str() == code),
-            "{stem} does not show {code}:\n{report}"
-        );
+        let problems = report.problems();
+        if problems.is_empty() {
+            faults.borrow_mut().push(format!("{stem} shows nothing"));
+        }
+        for problem in problems {
+            if problem.code.as_str() != code {
+                faults.borrow_mut().push(format!("{stem} shows {problem:?}"));
+            }
+            if problem.help.is_none() || (problem.span.is_none() && problem.code != Code::File) {
+                faults
+                    .borrow_mut()
+                    .push(format!("{stem}: no place or no next step: {problem:?}"));
+            }
+        }
         insta::assert_snapshot!(report.render(Style::Plain));
         assert!(report.render(Style::Color).contains('\u{1b}'));
     });
+    let faults = faults.into_inner();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
@@ -90,6 +103,7 @@ fn good_chains() {
         let plain = TreeOptions {
             no_icons: true,
             max_branches: Some(1),
+            ..TreeOptions::default()
         };
         insta::assert_snapshot!(format!(
             "{}\n{}\n{}\n{}\n{}",

@@ -4,8 +4,10 @@
 //! go on for ever, and the check fails when a row's program is over its time or stack.
 
 mod bounded;
+mod outputs;
 
 pub(crate) use bounded::set_stack;
+pub use outputs::Outputs;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +18,7 @@ use jaq_json::Val;
 
 use crate::expr::{ExprError, NameIx, Scope, Visible};
 use crate::row::{Named, Record};
+use crate::spec::nearest;
 
 /// More outputs than this for one row are a runaway program.
 const MAX_OUTPUTS: usize = 1_000_000;
@@ -27,6 +30,7 @@ pub struct JqProgram {
     source: String,
     filter: jaq_core::Filter<Data>,
     reads: Reads,
+    outputs: Outputs,
     visible: Visible,
 }
 
@@ -75,6 +79,7 @@ impl JqProgram {
                 }),
             )
         })?;
+        let outputs = outputs::outputs(&term);
         let mut used = Vec::new();
         let body = bounded::bound(term, &mut used);
         let reads = Reads {
@@ -104,12 +109,9 @@ impl JqProgram {
                 first(
                     source,
                     undefined.map(|(name, what)| {
-                        let known = if bounded::FORBIDDEN.contains(name) {
-                            " (an Apply is pure: no environment, files, process or clock)"
-                        } else {
-                            ""
-                        };
-                        (format!("undefined {} `{name}`{known}", what.as_str()), *name)
+                        let what = what.as_str();
+                        let known = missing(name, what == "variable", visible);
+                        (format!("undefined {what} `{name}`{known}"), *name)
                     }),
                 )
             })?;
@@ -117,6 +119,7 @@ impl JqProgram {
             source: source.to_owned(),
             filter,
             reads,
+            outputs,
             visible: visible.clone(),
         })
     }
@@ -124,6 +127,11 @@ impl JqProgram {
     /// The program as it was written.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// How many rows it can make of one.
+    pub fn outputs(&self) -> Outputs {
+        self.outputs
     }
 
     /// Runs the program on the current item and appends its outputs in order.
@@ -198,6 +206,30 @@ impl std::fmt::Debug for JqProgram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "JqProgram({:?})", self.source)
     }
+}
+
+/// What to do about a filter or variable that does not exist, to be put behind the message.
+fn missing(name: &str, is_variable: bool, visible: &Visible) -> String {
+    if bounded::FORBIDDEN.contains(&name) {
+        return " (an Apply is pure: no environment, files, process or clock)".to_owned();
+    }
+    if is_variable {
+        let bare = name.trim_start_matches('$');
+        if visible.iter().any(|(known, _)| known == bare) {
+            return format!("; write `$row.{bare}`");
+        }
+        let near = nearest(name, VARIABLES).map(|near| format!("; did you mean `{near}`?"));
+        return near.unwrap_or_else(|| format!("; there is {}", VARIABLES.join(", ")));
+    }
+    // Only those of filters that somebody may have meant: jq's inner ones end in `__`.
+    let known: Vec<&str> = bounded::definitions().map(|def| def.name).collect();
+    let native: Vec<&str> = bounded::functions::<Data>().map(|(name, ..)| name).collect();
+    let known = known.iter().chain(&native).copied();
+    nearest(
+        name,
+        known.filter(|known| !known.ends_with("__") && !known.starts_with('_')),
+    )
+    .map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
 /// Converts a JSON value for jq.

@@ -91,7 +91,11 @@ impl Bundler<'_> {
             let found = reference.strip_prefix('#').and_then(|p| bundled.pointer(p));
             return match found {
                 Some(target @ Value::Object(_)) => Some(target.clone()),
-                _ => self.fail(self.span, format!("`{}` points to nothing", text.value), None),
+                _ => {
+                    let help =
+                        Some("the part behind `#` is a path in that file, such as `#/$defs/Name`".to_owned());
+                    self.fail(self.span, format!("`{}` points to nothing", text.value), help)
+                }
             };
         }
         self.mapping(node, "#")
@@ -133,7 +137,9 @@ impl Bundler<'_> {
             }
         }
         if entries.is_empty() && !self.open {
-            return self.fail(node.span, "a model without fields".to_owned(), None);
+            let help =
+                Some("name at least one: `{text: string}`; for any object write `{type: object}`".to_owned());
+            return self.fail(node.span, "a model without fields".to_owned(), help);
         }
         let mut schema = Map::new();
         schema.insert("type".to_owned(), json!("object"));
@@ -172,7 +178,7 @@ impl Bundler<'_> {
                 let help = Some("a field is a type, a model, `[T]`, `a | b | c` or a mapping".to_owned());
                 self.fail(
                     node.span,
-                    format!("expected a type, found {}", node.describe()),
+                    format!("expected a type, found {}", node.found()),
                     help,
                 )
             }
@@ -206,8 +212,11 @@ impl Bundler<'_> {
             return self.named(spelled);
         }
         self.failed = true;
+        if self.models.excused(spelled) {
+            return None;
+        }
         let known = TYPES.into_iter().chain(self.models.names());
-        let help = suggest(spelled, known);
+        let help = type_help(spelled, known);
         self.problems
             .add(
                 Code::UnknownModel,
@@ -379,15 +388,53 @@ impl Bundler<'_> {
             let parsed = parse_yaml(0, &text, &mut own).filter(|_| !own.has_errors());
             return match parsed {
                 Some(node) => Some(node.to_json()),
-                None => self.fail(self.span, format!("{shown}: not valid YAML"), None),
+                None => {
+                    let why = own
+                        .into_sorted()
+                        .into_iter()
+                        .next()
+                        .map_or_else(String::new, |p| {
+                            let line = p.span.map_or(0, |s| {
+                                text.get(..s.start).unwrap_or_default().matches('\n').count()
+                            });
+                            format!(", line {}: {}", line + 1, p.message)
+                        });
+                    let help = Some("mend that file, or write the model in the chain".to_owned());
+                    self.fail(self.span, format!("{shown}: not valid YAML{why}"), help)
+                }
             };
         }
         match serde_json::from_str(&text) {
             Ok(value @ (Value::Object(_) | Value::Bool(_))) => Some(value),
-            Ok(_) => self.fail(self.span, format!("{shown}: a JSON Schema is an object"), None),
-            Err(error) => self.fail(self.span, format!("{shown}: {error}"), None),
+            Ok(_) => {
+                let help = Some("it begins with `{`".to_owned());
+                self.fail(self.span, format!("{shown}: a JSON Schema is an object"), help)
+            }
+            Err(error) => {
+                let help = Some("mend that file; a JSON Schema is JSON, or YAML in a .yaml file".to_owned());
+                self.fail(self.span, format!("{shown}: not valid JSON: {error}"), help)
+            }
         }
     }
+}
+
+/// What may have been meant by a word that is neither a type nor a model.
+fn type_help<'a>(spelled: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> Option<String> {
+    let meant = match spelled {
+        "str" | "text" | "String" | "varchar" => Some("string"),
+        "int" | "long" | "Integer" => Some("integer"),
+        "float" | "double" | "decimal" | "Number" => Some("number"),
+        "bool" | "Boolean" => Some("boolean"),
+        "dict" | "map" | "json" => Some("object"),
+        _ => None,
+    };
+    if let Some(meant) = meant {
+        return Some(format!("did you mean `{meant}`?"));
+    }
+    if spelled == "list" || spelled == "array" {
+        return Some("a list is written `[T]`, for example `[string]`".to_owned());
+    }
+    suggest(spelled, known)
 }
 
 fn parent(path: &Path) -> &Path {

@@ -11,6 +11,10 @@ pub struct TreeOptions {
     pub no_icons: bool,
     /// Branches shown of each group; none shows all.
     pub max_branches: Option<usize>,
+    /// Drawn with ASCII only, for terminals that are not UTF-8; emoji are left out.
+    pub ascii: bool,
+    /// Columns to fit into; none for as long as a line gets.
+    pub width: Option<usize>,
 }
 
 /// Draws a plan: its lines, groups, branches and joins, then its engines.
@@ -43,10 +47,15 @@ struct Drawing<'a> {
 
 impl Drawing<'_> {
     fn entry(&mut self, prefix: &str, last: bool, icon: &str, text: &str) {
-        let corner = if last { "└── " } else { "├── " };
+        let corner = match (self.options.ascii, last) {
+            (false, true) => "└── ",
+            (false, false) => "├── ",
+            (true, true) => "`-- ",
+            (true, false) => "|-- ",
+        };
         self.out.push_str(prefix);
         self.out.push_str(corner);
-        if !self.options.no_icons && !icon.is_empty() {
+        if !self.options.no_icons && !self.options.ascii && !icon.is_empty() {
             self.out.push_str(icon);
             self.out.push(' ');
         }
@@ -94,6 +103,11 @@ impl Drawing<'_> {
         self.entry(prefix, last, node.emoji.as_deref().unwrap_or(icon), &text);
     }
 
+    fn deeper(&self, prefix: &str, last: bool) -> String {
+        let bar = if self.options.ascii { "|   " } else { "│   " };
+        format!("{prefix}{}", if last { "    " } else { bar })
+    }
+
     fn group(&mut self, group: &Group, prefix: &str, last: bool) {
         let branches: Vec<&Branch> = group
             .branches
@@ -111,7 +125,7 @@ impl Drawing<'_> {
             text.push_str(&format!(", when {}", when.source()));
         }
         self.entry(prefix, last, "🔀", &text);
-        let below = deeper(prefix, last);
+        let below = self.deeper(prefix, last);
         let shown = self
             .options
             .max_branches
@@ -138,12 +152,9 @@ impl Drawing<'_> {
             None => text.push_str(", not joined"),
         }
         self.entry(prefix, last, "🌿", &text);
-        self.line(&branch.line, &deeper(prefix, last));
+        let below = self.deeper(prefix, last);
+        self.line(&branch.line, &below);
     }
-}
-
-fn deeper(prefix: &str, last: bool) -> String {
-    format!("{prefix}{}", if last { "    " } else { "│   " })
 }
 
 /// The fields of a model, as many as fit on a line.

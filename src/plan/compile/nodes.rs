@@ -1,0 +1,200 @@
+//! Steps and Applies.
+
+use std::sync::Arc;
+
+use super::{Builder, guarded};
+use crate::expr::NameIx;
+use crate::expr::jq::JqProgram;
+use crate::expr::model::Model;
+use crate::plan::check::{Known, Place};
+use crate::plan::names::reasoning;
+use crate::plan::shape::Shape;
+use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan};
+use crate::spec::{ApplyKind, ApplySpec, Code, NodeHead, OnError, StepSpec, Text, suggest};
+
+/// What only a Step, or only an Apply, knows about its node.
+#[derive(Default)]
+struct Own {
+    /// What it does; none when something about it is wrong.
+    kind: Option<NodeKind>,
+    /// The jq program as it was written.
+    program: Option<String>,
+    /// Its output is checked against this; none also when its model is wrong.
+    model: Option<Model>,
+    /// What its records look like.
+    shape: Shape,
+    /// Why it can leave nothing though its `when` holds.
+    nullable: Option<String>,
+    /// Where reasoning text goes.
+    thoughts: Option<NameIx>,
+}
+
+impl Builder<'_> {
+    pub(super) fn step(&mut self, spec: &StepSpec, place: &mut Place, branch: Option<BranchIx>) -> Item {
+        self.node(&spec.head, place, branch, |builder, inner| {
+            let id = spec.head.id.value.as_str();
+            let engine = builder.engine(&spec.engine);
+            let system = spec
+                .system_prompt
+                .as_ref()
+                .map(|text| builder.template(text, id, inner));
+            let user = builder.template(&spec.user_prompt, id, inner);
+            let model = match &spec.head.output_model {
+                Some(node) => builder.models.compile(node, false, builder.problems),
+                None => Model::text(),
+            };
+            let thoughts = builder.checker.names.ix(&reasoning(id));
+            let kind = match (engine, user, thoughts, system) {
+                (_, _, _, Some(None)) => None,
+                (Some(engine), Some(user), Some(reasoning), system) => {
+                    Some(NodeKind::Step(Box::new(StepPlan {
+                        engine,
+                        system: system.flatten(),
+                        user,
+                        sampling: spec.sampling.clone(),
+                        retries: spec.retries,
+                        on_error: spec.on_error,
+                        reasoning,
+                        free_text: spec.head.output_model.is_none(),
+                    })))
+                }
+                _ => None,
+            };
+            let nulled = spec.on_error == OnError::Null;
+            Own {
+                kind,
+                program: None,
+                shape: Shape::of(model.as_ref().map(Model::schema)),
+                model,
+                nullable: nulled.then(|| "its Step has `on_error: null`".to_owned()),
+                thoughts,
+            }
+        })
+    }
+
+    pub(super) fn apply(&mut self, spec: &ApplySpec, place: &mut Place, branch: Option<BranchIx>) -> Item {
+        self.node(&spec.head, place, branch, |builder, inner| {
+            let mut program = None;
+            let kind = match &spec.kind {
+                ApplyKind::Jq(text) => {
+                    program = Some(text.value.clone());
+                    builder.jq(text, inner).map(ApplyPlan::Jq)
+                }
+                ApplyKind::Closure(name) => builder.closure(name),
+                ApplyKind::Unsupported => None,
+            };
+            let declared = spec.head.output_model.as_ref();
+            let model = declared.and_then(|node| builder.models.compile(node, true, builder.problems));
+            Own {
+                kind: kind.map(NodeKind::Apply),
+                program,
+                shape: Shape::of(model.as_ref().map(Model::schema)),
+                model,
+                nullable: None,
+                thoughts: None,
+            }
+        })
+    }
+
+    /// What Steps and Applies have in common: the condition before, the names after.
+    fn node(
+        &mut self,
+        head: &NodeHead,
+        place: &mut Place,
+        branch: Option<BranchIx>,
+        own: impl FnOnce(&mut Self, &Place) -> Own,
+    ) -> Item {
+        let at = self.nodes.len();
+        self.nodes.push(None);
+        let when = self.when(head.when.as_ref(), &head.id.value, place);
+        let own = own(self, &guarded(place, when.as_ref()));
+        let visible = place.visible();
+        let skipped = head.when.as_ref().map(|_| "its `when` may skip it".to_owned());
+        let nullable = skipped.or(own.nullable);
+        let name = self.output(head, place, own.shape, nullable.clone(), own.thoughts);
+        if let (Some(kind), Some(name), Some(slot)) = (own.kind, name, self.nodes.get_mut(at)) {
+            *slot = Some(Node {
+                id: head.id.value.clone(),
+                name,
+                when,
+                yield_output: head.yield_output,
+                emoji: head.emoji.clone(),
+                visible,
+                branch,
+                model: own.model,
+                program: own.program,
+                nullable,
+                kind,
+            });
+        }
+        Item::Node(NodeIx(at))
+    }
+
+    fn jq(&mut self, text: &Text, place: &Place) -> Option<JqProgram> {
+        JqProgram::compile(&text.value, &place.visible())
+            .map_err(|error| self.expr_error(Code::JqSyntax, text, &error))
+            .ok()
+    }
+
+    fn closure(&mut self, name: &Text) -> Option<ApplyPlan> {
+        if let Some(run) = self.closures.run.get(&name.value) {
+            return Some(ApplyPlan::Closure(Closure {
+                name: name.value.clone(),
+                run: Arc::clone(run),
+            }));
+        }
+        let known = self.closures.run.keys().map(String::as_str);
+        let help = suggest(&name.value, known).unwrap_or_else(|| {
+            "closures are registered by programs that use chainette as a library".to_owned()
+        });
+        self.problems
+            .add(
+                Code::UnknownClosure,
+                name.span,
+                format!("no closure `{}` is registered", name.value),
+            )
+            .help(help);
+        None
+    }
+
+    /// Makes a node's output the current item and its id a name.
+    fn output(
+        &mut self,
+        head: &NodeHead,
+        place: &mut Place,
+        shape: Shape,
+        nullable: Option<String>,
+        thoughts: Option<NameIx>,
+    ) -> Option<NameIx> {
+        let id = &head.id.value;
+        if nullable.is_none() {
+            place.item = shape.clone();
+            place.own = shape.clone();
+        } else {
+            place.item = std::mem::take(&mut place.item).or(shape.clone());
+            place.own = std::mem::take(&mut place.own).or(shape.clone());
+        }
+        let name = self.checker.names.ix(id);
+        let output = Known {
+            shape,
+            list: false,
+            text: false,
+            nullable,
+        };
+        let reason = Known {
+            shape: Shape::unknown(),
+            list: false,
+            text: true,
+            nullable: Some("the engine may return no reasoning text".to_owned()),
+        };
+        let thoughts = thoughts.map(|ix| (reasoning(id), ix, reason));
+        let named = name.map(|ix| (id.clone(), ix, output));
+        for (called, ix, known) in named.into_iter().chain(thoughts) {
+            self.checker.known.insert(ix, known);
+            if head.yield_output {
+                place.visible.push((called, ix));
+            }
+        }
+        name
+    }
+}
