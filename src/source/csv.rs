@@ -101,7 +101,8 @@ impl<R: BufRead + Send> CsvRows<R> {
         self.fields.split(record, self.records.separator);
         let (found, expected) = (self.fields.ends.len(), self.columns.len());
         if found != expected {
-            return Err(format!("{found} fields, and the header has {expected}"));
+            let s = if found == 1 { "" } else { "s" };
+            return Err(format!("{found} field{s}, and the header has {expected}"));
         }
         for (column, value) in self.columns.iter().zip(self.fields.iter()) {
             data.extend_from_slice(column);

@@ -20,6 +20,7 @@ mod fates;
 #[path = "gen.rs"]
 mod generate;
 mod harness;
+mod inputs;
 mod invocations;
 mod jq;
 mod kill;

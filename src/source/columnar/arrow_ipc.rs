@@ -32,7 +32,6 @@ pub(in crate::source) fn open(path: &Path, at: Place) -> Result<Columnar, Source
 }
 
 fn read_file(path: &Path, file: File, at: Place) -> Result<Columnar, ArrowError> {
-    // The magic is padded to 8 bytes.
     let counts = batch_rows(file.try_clone()?, 8);
     let mut reader = FileReader::try_new_buffered(file, None)?;
     check(&reader.schema())?;
@@ -89,6 +88,11 @@ fn batch_rows(file: File, start: u64) -> io::Result<Vec<u64>> {
             return Ok(rows);
         }
         file.read_exact(&mut word)?;
+        if word == [0; 4] && rows.is_empty() {
+            // The magic of the file format is padded, by some writers to 64 bytes.
+            at += 4;
+            continue;
+        }
         if word != CONTINUES {
             return Err(broken());
         }

@@ -131,7 +131,7 @@ fn guarded<T>(
 ) -> Result<T, SourceError> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(SourceError::unreadable(path, format!("{error}{and}"))),
+        Ok(Err(error)) => Err(SourceError::unreadable(path, plain(error) + and)),
         Err(_) => Err(SourceError::unreadable(path, format!("it is damaged{and}"))),
     }
 }
@@ -145,4 +145,17 @@ fn check(schema: &Schema) -> Result<(), ArrowError> {
     }
     let empty = RecordBatch::new_empty(schema.clone().into());
     encode::encode(empty, &mut Vec::new()).map(drop)
+}
+
+/// What is wrong, without the layer that noticed it.
+fn plain(error: ArrowError) -> String {
+    match error {
+        ArrowError::SchemaError(text)
+        | ArrowError::ParquetError(text)
+        | ArrowError::ParseError(text)
+        | ArrowError::IpcError(text)
+        | ArrowError::JsonError(text)
+        | ArrowError::InvalidArgumentError(text) => text,
+        other => other.to_string(),
+    }
 }
