@@ -550,10 +550,7 @@ fn read_again(config: &RunConfig, done: &Checkpoint, identity: &Identity) -> Res
     }
     let mut source = config.input.open(done.position, None)?;
     if done.limit.is_none() && source.next_chunk(1, 1)?.is_some() {
-        return Err(RunError::Source(SourceError::OtherStream {
-            name: "stdin".into(),
-            problem: format!("it goes on after the {} rows it had", done.position.ordinal),
-        }));
+        return Err(SourceError::goes_on(done.position.ordinal).into());
     }
     Ok(())
 }

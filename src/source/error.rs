@@ -68,4 +68,12 @@ impl SourceError {
             problem: problem.into(),
         }
     }
+
+    /// A stream that had ended after `rows` rows has more.
+    pub(crate) fn goes_on(rows: u64) -> Self {
+        Self::OtherStream {
+            name: "stdin".into(),
+            problem: format!("it goes on after the {rows} rows it had"),
+        }
+    }
 }

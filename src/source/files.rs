@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::columnar::{open_arrow, open_parquet};
 use super::count::count_lines;
+use super::csv::CsvRows;
 use super::jsonl::JsonlRows;
 use super::kind::{Compression, Format, Kind};
 use super::lines::FileLines;
@@ -42,32 +44,40 @@ impl InputFile {
         if let Some(problem) = wrong_magic(kind, &magic) {
             return Err(SourceError::unreadable(&path, problem));
         }
-        let rows = None;
-        Ok(Self {
+        let mut file = Self {
             name: path.to_string_lossy().into(),
             path,
             kind,
             size: meta.len(),
-            rows,
-        })
+            rows: None,
+        };
+        match kind.format {
+            Format::Jsonl => {}
+            Format::Csv(_) => drop(file.open(Place::default())?),
+            Format::Parquet => file.rows = open_parquet(&file.path, Place::default())?.total,
+            Format::Arrow => file.rows = open_arrow(&file.path, Place::default())?.total,
+        }
+        Ok(file)
     }
 
     fn open(&self, at: Place) -> Result<Box<dyn Rows>, SourceError> {
         let Kind { format, compression } = self.kind;
-        let lines = || FileLines::open(&self.path, compression, at);
         Ok(match format {
-            Format::Jsonl => Box::new(JsonlRows(lines()?)),
-            _ => return Err(SourceError::unreadable(&self.path, "this kind is not read yet")),
+            Format::Jsonl => Box::new(JsonlRows(FileLines::open(&self.path, compression, at)?)),
+            Format::Csv(separator) => Box::new(CsvRows::open(&self.path, separator, compression, at)?),
+            Format::Parquet => Box::new(open_parquet(&self.path, at)?.rows),
+            Format::Arrow => Box::new(open_arrow(&self.path, at)?.rows),
         })
     }
 
     /// Its number of rows; none when only reading it tells.
     fn count(&self, stop: &AtomicBool) -> Option<u64> {
-        match self.kind {
-            Kind {
-                format: Format::Jsonl,
-                compression: Compression::None,
-            } => count_lines(&self.path, stop),
+        match (self.kind.format, self.kind.compression) {
+            (Format::Jsonl, Compression::None) => count_lines(&self.path, stop),
+            (Format::Csv(separator), compression @ Compression::None) => {
+                let rows = CsvRows::open(&self.path, separator, compression, Place::default());
+                rows.ok()?.count(stop)
+            }
             _ => self.rows,
         }
     }
@@ -76,7 +86,9 @@ impl InputFile {
     fn counting_costs(&self) -> Option<u64> {
         match self.kind.compression {
             _ if self.rows.is_some() => Some(0),
-            Compression::None => Some(self.size),
+            Compression::None if matches!(self.kind.format, Format::Jsonl | Format::Csv(_)) => {
+                Some(self.size)
+            }
             _ => None,
         }
     }

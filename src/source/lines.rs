@@ -30,8 +30,8 @@ pub(super) type FileLines = Lines<Box<dyn BufRead + Send>>;
 pub(super) struct Line {
     /// It is longer than [`MAX_ROW_BYTES`]; only its beginning was appended.
     pub(super) too_long: bool,
-    /// It had a line end.
-    pub(super) ended: bool,
+    /// Its end: LF, CRLF, or nothing at the end of the text.
+    pub(super) end: &'static [u8],
 }
 
 impl FileLines {
@@ -102,7 +102,7 @@ impl<R: BufRead> Lines<R> {
         let mut read = 0;
         let mut line = Line {
             too_long: false,
-            ended: false,
+            end: b"",
         };
         loop {
             let buffer = match self.reader.fill_buf() {
@@ -123,7 +123,7 @@ impl<R: BufRead> Lines<R> {
             self.reader.consume(used);
             read += used as u64;
             if done {
-                line.ended = true;
+                line.end = b"\n";
                 break;
             }
         }
@@ -140,6 +140,7 @@ impl<R: BufRead> Lines<R> {
             data.truncate(start + SHOWN);
         } else if data.get(start..).is_some_and(|line| line.ends_with(b"\r")) {
             data.pop();
+            line.end = b"\r\n";
         }
         Ok(Some(line))
     }

@@ -3,7 +3,9 @@
 //! [`open_input`] makes an [`Input`] of what the user gave; [`Input::open`] starts reading it anywhere.
 //! Rows of every kind become JSON text in [`Chunk::data`]; nothing here looks inside a JSON row.
 
+mod columnar;
 mod count;
+mod csv;
 mod error;
 mod files;
 mod fingerprint;

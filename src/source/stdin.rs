@@ -95,6 +95,9 @@ impl StreamRows {
         if self.check != start.check {
             return Err(other(format!("its first {} rows differ", start.ordinal)));
         }
+        if start.file > 0 && self.next(&mut row)?.is_some() {
+            return Err(SourceError::goes_on(start.ordinal));
+        }
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ mod fates;
 #[path = "gen.rs"]
 mod generate;
 mod harness;
+mod inputs;
 mod invocations;
 mod jq;
 mod kill;
