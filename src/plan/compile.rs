@@ -24,7 +24,7 @@ use super::names::{Names, reasoning};
 use super::shape::Shape;
 use super::{
     ApplyPlan, Branch, BranchIx, Closure, ClosureFn, EngineIx, Group, Item, Line, Node, NodeIx, NodeKind,
-    Plan, StepPlan, graph,
+    Plan, StepPlan, graph, process,
 };
 
 /// Rust closures that a chain may call by name (`apply: {closure: NAME}`).
@@ -102,6 +102,7 @@ fn build(
     };
     let mut builder = Builder {
         spec,
+        base,
         closures,
         models: &models,
         checker: Checker {
@@ -163,6 +164,8 @@ fn vars(entries: &[Entry]) -> Vars {
 
 struct Builder<'a> {
     spec: &'a ChainSpec,
+    /// The chain file's folder.
+    base: &'a Path,
     closures: &'a Closures,
     models: &'a Models,
     checker: Checker<'a>,
@@ -337,7 +340,18 @@ impl Builder<'_> {
                 }
             }
             ApplyKind::Closure(name) => self.closure(name),
-            ApplyKind::Unsupported => None,
+            ApplyKind::Python {
+                function,
+                interpreter,
+                process: spec,
+            } => process::python(function, interpreter.as_ref(), *spec, self.base, self.problems)
+                .map(|plan| ApplyPlan::Process(Box::new(plan))),
+            ApplyKind::Command {
+                program,
+                arguments,
+                process: spec,
+            } => process::command(program, arguments, *spec, self.base, self.problems)
+                .map(|plan| ApplyPlan::Process(Box::new(plan))),
         };
         let model = spec
             .head
@@ -540,8 +554,7 @@ fn branch_filters(steps: &[NodeSpec]) -> Option<String> {
             NodeSpec::Apply(apply) => {
                 let filters = match &apply.kind {
                     ApplyKind::Jq(text) => can_be_empty(&text.value),
-                    ApplyKind::Closure(_) => true,
-                    ApplyKind::Unsupported => false,
+                    ApplyKind::Closure(_) | ApplyKind::Python { .. } | ApplyKind::Command { .. } => true,
                 };
                 if filters {
                     return Some(format!("`{}` may filter the row out", apply.head.id.value));
