@@ -191,6 +191,14 @@ pub enum Stop {
         /// Last cause and next step.
         message: String,
     },
+    /// No worker of this Apply can be kept alive.
+    #[error("`{node}` {message}")]
+    Apply {
+        /// The Apply's id.
+        node: String,
+        /// Last cause.
+        message: String,
+    },
     /// An answer could not be kept: without it a resumed run would ask (and pay) again.
     #[error("cannot write an answer to the run's ledger")]
     Ledger(#[source] Arc<std::io::Error>),

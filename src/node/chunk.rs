@@ -1,6 +1,7 @@
 //! From raw input rows to walks through the plan.
 
 use futures::FutureExt;
+use futures::future::join_all;
 
 use crate::engine::Stop;
 use crate::plan::Plan;
@@ -103,7 +104,12 @@ impl Walker {
         self.plan.asks(&self.plan.main.0)
     }
 
-    /// Leads all rows of a chunk to their ends at once; only for plans that ask nobody.
+    /// True when rows wait for processes, though not for engines: a chunk's rows then go out together.
+    pub fn waits(&self) -> bool {
+        self.plan.waits(&self.plan.main.0)
+    }
+
+    /// Leads all rows of a chunk to their ends at once; only for plans in which no row waits.
     pub fn chunk(&self, chunk: &Chunk) -> Option<Result<Output, Stop>> {
         async {
             let mut out = self.output();
@@ -113,5 +119,19 @@ impl Walker {
             Ok(out)
         }
         .now_or_never()
+    }
+
+    /// Leads the rows of a chunk to their ends side by side.
+    pub async fn together(&self, arrivals: Vec<Arrival>) -> Result<Output, Stop> {
+        let walks = arrivals.into_iter().map(|arrival| async move {
+            let mut out = self.output();
+            self.arrived(arrival, &mut out).await?;
+            Ok::<_, Stop>(out)
+        });
+        let mut all = self.output();
+        for out in join_all(walks).await {
+            all.append(out?);
+        }
+        Ok(all)
     }
 }

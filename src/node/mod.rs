@@ -1,6 +1,7 @@
 //! What happens to a chunk.
 
 pub mod answer;
+mod apply;
 mod branch;
 mod chunk;
 mod cpu;
@@ -12,5 +13,6 @@ pub mod retry;
 pub mod step;
 mod walk;
 
+pub use apply::{WorkerError, Workers};
 pub use cpu::Cpu;
 pub use walk::Walker;

@@ -12,7 +12,8 @@ use crate::row::{Named, Record, RowError, RowId};
 use crate::source::RawRow;
 use crate::spec::OnError;
 
-use super::walk::{State, Walker, apply_to};
+use super::apply::apply as apply_to;
+use super::walk::{State, Walker};
 
 /// Children of one fan-out that are followed.
 const CHILDREN: usize = 3;
@@ -243,6 +244,8 @@ impl Walker {
             NodeKind::Step(plan) => self.foresee_step(ix, node, plan, row, seen).then_some(None),
             NodeKind::Apply(apply) => {
                 let waits = match apply {
+                    // Its workers are started by a run only.
+                    ApplyPlan::Process(_) => vec![node.id.clone()],
                     ApplyPlan::Jq(_) if reads_rows(node) => row.open.all(),
                     _ => row.open.item.clone(),
                 };

@@ -11,6 +11,7 @@ use crate::plan::{ApplyPlan, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
 use crate::row::{ErrorKind, Named, Record, RowError, RowId};
 use crate::spec::OnError;
 
+use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
 use super::lines;
 use super::output::{Fate, Output};
@@ -22,6 +23,8 @@ pub struct Walker {
     /// By node; none for Applies.
     pub(super) steps: Vec<Option<Step>>,
     pub(super) cpu: Cpu,
+    /// By node; none but for Applies with processes of their own.
+    pub(super) pools: Vec<Option<Arc<Pool>>>,
 }
 
 /// Where an input row came from, for its errors.
@@ -94,7 +97,21 @@ enum Done {
 impl Walker {
     /// Leads rows through `plan`; `steps` by node, none for Applies.
     pub fn new(plan: Arc<Plan>, steps: Vec<Option<Step>>, cpu: Cpu) -> Self {
-        Self { plan, steps, cpu }
+        Self {
+            plan,
+            steps,
+            cpu,
+            pools: Vec::new(),
+        }
+    }
+
+    /// Lends the walker the processes that run Applies.
+    #[must_use]
+    pub fn with_workers(self, workers: &Workers) -> Self {
+        Self {
+            pools: workers.pools(),
+            ..self
+        }
     }
 
     /// Leads one input row to its end and writes what it leaves behind to `out`.
@@ -191,7 +208,7 @@ impl Walker {
             self.emit(ix, &mut child, record, out);
             children.push(child);
         }
-        if !self.plan.asks(rest) {
+        if !self.plan.waits(rest) {
             for child in children {
                 ends.append(self.line(rest, child, out).await?);
             }
@@ -228,8 +245,15 @@ impl Walker {
             NodeKind::Step(step) => self.step(ix, node, step, state, out).await,
             NodeKind::Apply(apply) => {
                 let done = match apply {
+                    ApplyPlan::Process(_) => match self.pools.get(ix.0) {
+                        Some(Some(pool)) => {
+                            let emitted = pool.ask(&self.scope(state), &node.visible).await?;
+                            apply::checked(node, emitted)
+                        }
+                        _ => apply::apply(node, apply, &self.scope(state)),
+                    },
                     // Cheap to reach on the pool itself: nothing is cloned there.
-                    _ if cpu::on_pool() => apply_to(node, apply, &self.scope(state)),
+                    _ if cpu::on_pool() => apply::apply(node, apply, &self.scope(state)),
                     _ => self.apply_elsewhere(ix, state).await,
                 };
                 Ok(match done {
@@ -271,7 +295,7 @@ impl Walker {
                     kind: NodeKind::Apply(apply),
                     ..
                 },
-            ) => apply_to(node, apply, &scope(&plan, &state)),
+            ) => apply::apply(node, apply, &scope(&plan, &state)),
             _ => Ok(Vec::new()),
         };
         let crashed = || RowError::new(ErrorKind::Apply, "the Apply panicked on this row");
@@ -394,29 +418,4 @@ fn set(state: &mut State, node: &Node, value: Named) {
     if let (true, Some(slot)) = (node.yield_output, state.names.get_mut(node.name.0)) {
         *slot = value;
     }
-}
-
-/// Runs an Apply and checks what it emits.
-pub(super) fn apply_to(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>) -> Result<Vec<Record>, RowError> {
-    let failed = |message| RowError::new(ErrorKind::Apply, message);
-    let records = match apply {
-        ApplyPlan::Jq(program) => {
-            let mut records = Vec::new();
-            program.run(scope, &mut records).map_err(failed)?;
-            records
-        }
-        ApplyPlan::Closure(closure) => {
-            let run = std::panic::AssertUnwindSafe(|| (closure.run)(scope.item));
-            std::panic::catch_unwind(run)
-                .unwrap_or_else(|_| Err(format!("the closure `{}` panicked on this row", closure.name)))
-                .map_err(failed)?
-        }
-    };
-    if let Some(model) = &node.model {
-        for record in &records {
-            let checked = model.validate(&record.to_json());
-            checked.map_err(|message| RowError::new(ErrorKind::InvalidOutput, message))?;
-        }
-    }
-    Ok(records)
 }

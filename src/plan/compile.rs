@@ -120,6 +120,7 @@ fn build(
     };
     let mut builder = Builder {
         spec,
+        base,
         closures,
         models: &models,
         checker: Checker {
@@ -182,6 +183,8 @@ fn vars(entries: &[Entry]) -> Vars {
 
 struct Builder<'a> {
     spec: &'a ChainSpec,
+    /// The chain file's folder.
+    base: &'a Path,
     closures: &'a Closures,
     models: &'a Models,
     checker: Checker<'a>,

@@ -5,7 +5,7 @@ mod tree;
 
 use serde_json::{Map, Value, json};
 
-use super::{ApplyPlan, Line, Node, NodeKind, Plan, StepPlan};
+use super::{ApplyPlan, Line, Node, NodeKind, Plan, Program, StepPlan};
 use crate::plan::Item;
 use crate::spec::{OnError, Sampling};
 
@@ -92,11 +92,28 @@ fn node_json(plan: &Plan, node: &Node) -> Value {
         NodeKind::Step(step) => step_json(plan, step),
         NodeKind::Apply(ApplyPlan::Jq(_)) => json!({"kind": "apply", "apply": {"jq": node.program}}),
         NodeKind::Apply(ApplyPlan::Closure(c)) => json!({"kind": "apply", "apply": {"closure": c.name}}),
+        NodeKind::Apply(ApplyPlan::Process(p)) => json!({"kind": "apply", "apply": process_json(&p.program)}),
     };
     if let (Value::Object(out), Value::Object(more)) = (&mut out, more) {
         out.extend(more);
     }
     out
+}
+
+/// What a process runs, as the chain says it; how many of them is a run's own choice.
+fn process_json(program: &Program) -> Value {
+    match program {
+        Program::Python { source, digest, .. } => json!({"python": source, "digest": digest}),
+        Program::Command {
+            source, arguments, ..
+        } => {
+            let words: Vec<&str> = std::iter::once(source)
+                .chain(arguments)
+                .map(String::as_str)
+                .collect();
+            json!({"command": words})
+        }
+    }
 }
 
 fn step_json(plan: &Plan, step: &StepPlan) -> Value {

@@ -7,10 +7,12 @@ pub mod diagnostic;
 pub mod explain;
 mod graph;
 mod names;
+mod process;
 mod shape;
 
 pub use compile::{Closures, Compiled, compile};
 pub use diagnostic::{Report, Style};
+pub use process::{ProcessPlan, Program};
 
 use std::sync::Arc;
 
@@ -171,6 +173,8 @@ pub enum ApplyPlan {
     Jq(JqProgram),
     /// A Rust closure that the library's user registered.
     Closure(Closure),
+    /// A Python function or a command, run by processes of its own.
+    Process(Box<ProcessPlan>),
 }
 
 /// What a registered closure is given: the current item; what it returns: 0..n records, or the row's error message.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::engine::{SetupError, Stop};
+use crate::node::WorkerError;
 use crate::sink::SinkError;
 use crate::source::SourceError;
 
@@ -69,6 +70,9 @@ pub enum RunError {
     /// An engine cannot be set up.
     #[error(transparent)]
     Setup(SetupError),
+    /// The workers of an Apply cannot be started.
+    #[error(transparent)]
+    Workers(#[from] WorkerError),
     /// Too many rows failed.
     #[error("{message}")]
     TooManyErrors {
@@ -100,6 +104,7 @@ impl RunError {
                 | Self::Different { .. }
                 | Self::Setup(_)
                 | Self::Source(_)
+                | Self::Workers(_)
         )
     }
 }

@@ -88,6 +88,7 @@ impl Executor {
         let bytes = Arc::new(Semaphore::new(BYTES_IN_FLIGHT / PERMIT_BYTES));
         let starter = Arc::new(Starter {
             walker: self.walker,
+            cpu: self.cpu.clone(),
             runtime: tokio::runtime::Handle::current(),
             committer: self.committer,
             halt: self.halt.clone(),
@@ -162,6 +163,7 @@ fn cost(bytes: usize) -> usize {
 /// What starting a chunk takes; lives until the chunk's last row is done.
 struct Starter {
     walker: Arc<Walker>,
+    cpu: Cpu,
     runtime: tokio::runtime::Handle,
     committer: mpsc::Sender<Message>,
     halt: Halt,
@@ -176,6 +178,8 @@ impl Starter {
         let started = catch_unwind(AssertUnwindSafe(|| {
             if self.walker.asks() {
                 self.start_rows(chunk, permits)
+            } else if self.walker.waits() {
+                self.start_chunk(chunk, permits)
             } else {
                 self.run_chunk(chunk, permits)
             }
@@ -260,6 +264,18 @@ impl Starter {
                 }
             }
         }
+    }
+
+    /// Sends all rows of a chunk on their way together; they stay on the CPU pool, and wait there without a thread.
+    fn start_chunk(self: &Arc<Self>, chunk: &Chunk, permits: Permits) {
+        let (starter, seq) = (self.clone(), chunk.seq);
+        let arrivals = chunk.rows.iter().map(|row| self.walker.arrival(row, &chunk.data));
+        let arrivals: Vec<_> = arrivals.collect();
+        self.cpu.follow(async move {
+            let walker = starter.walker.clone();
+            let walk: Walk = Box::pin(async move { walker.together(arrivals).await });
+            starter.follow(seq, 0, walk, permits).await;
+        });
     }
 
     fn done(&self, seq: u64, part: usize, result: Result<Output, Stop>, permits: Permits) -> Option<Message> {

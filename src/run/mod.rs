@@ -36,7 +36,7 @@ use crate::engine::broker::{Broker, EngineLoad};
 use crate::event::{Event, EventSender, RunState, RunStats, Status};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
-use crate::node::{Cpu, Walker};
+use crate::node::{Cpu, Walker, Workers};
 use crate::plan::{NodeKind, Plan};
 use crate::sink::{Layout, StreamWriter};
 use crate::source::{AtPath, Input, Source, SourceError};
@@ -158,6 +158,11 @@ pub fn run(
         ..Timings::default()
     };
     let identity = identity(&config)?;
+    // Before anything is written: a function that cannot be loaded is bad usage.
+    let workers = match outdir::finished(&config.out, config.existing, config.limit) {
+        true => None,
+        false => Some(Workers::start(&config.plan, events)?),
+    };
     let mut out = OutDir::open(&config.out, identity, config.existing)?;
     let plan = config.plan.clone();
     let found = out.checkpoint.take();
@@ -186,6 +191,10 @@ pub fn run(
             stopped: None,
         });
     }
+    let workers = match workers {
+        Some(workers) => workers,
+        None => Workers::start(&plan, events)?,
+    };
     let fresh = || Checkpoint {
         counts: Counts::new(&plan),
         ..Checkpoint::default()
@@ -263,6 +272,7 @@ pub fn run(
         events,
         status,
         source,
+        workers,
         writer,
         outcomes,
         ledger,
@@ -324,6 +334,7 @@ struct Session<'a> {
     events: &'a EventSender,
     status: &'a StatusLine,
     source: Box<dyn Source>,
+    workers: Workers,
     writer: StreamWriter,
     outcomes: fs_err::File,
     ledger: Option<Arc<Ledger>>,
@@ -340,6 +351,7 @@ impl Session<'_> {
             events,
             status,
             source,
+            workers,
             writer,
             outcomes,
             ledger,
@@ -369,7 +381,7 @@ impl Session<'_> {
             NodeKind::Apply(_) => Ok(None),
         });
         let steps = steps.collect::<Result<Vec<_>, _>>()?;
-        let walker = Arc::new(Walker::new(plan.clone(), steps, cpu.clone()));
+        let walker = Arc::new(Walker::new(plan.clone(), steps, cpu.clone()).with_workers(&workers));
         drop(answers);
 
         let halt = Halt::default();
@@ -448,6 +460,7 @@ impl Session<'_> {
             *line = None;
         }
         runtime.shutdown_background();
+        drop(workers);
         let (checkpoint, committed) = committed?;
         // The first cause wins: what failed in a row or in the reader, then what failed in writing.
         let cause = failure.take().map_or(Ok(()), Err).and(executed).and(committed);

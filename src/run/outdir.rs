@@ -190,6 +190,14 @@ impl OutDir {
     }
 }
 
+/// True when OUT holds a finished run that a run with these options would leave as it is, by all that can be seen
+/// from outside.
+pub(super) fn finished(out: &Path, existing: Existing, limit: Option<u64>) -> bool {
+    let found: Result<Option<Checkpoint>, _> = read_json(&out.join(".chainette/checkpoint.json"));
+    let done = matches!(found, Ok(Some(checkpoint)) if super::is_done(&checkpoint, limit));
+    done && existing != Existing::Overwrite
+}
+
 /// True for errors that another try does not mend: the path is wrong, not the disk full.
 fn is_final(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;

@@ -1,5 +1,6 @@
 //! What the user wrote: chain files and engines files, read into specs in which every part knows its place.
 
+mod apply;
 mod chain;
 mod engine;
 mod fields;
@@ -10,11 +11,12 @@ mod steps;
 mod yaml;
 mod yaml_error;
 
+pub use apply::{ApplyKind, ProcessSpec};
 pub use chain::{ChainSpec, EngineDecl};
 pub use load::{ChainInput, load};
 pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
-pub use steps::{ApplyKind, ApplySpec, BranchSpec, GroupSpec, NodeHead, NodeSpec, StepSpec};
+pub use steps::{ApplySpec, BranchSpec, GroupSpec, NodeHead, NodeSpec, StepSpec};
 pub(crate) use yaml::parse as parse_yaml;
 pub use yaml::{Entry, Node, Text, Yaml};
 

@@ -2,6 +2,7 @@
 
 use serde_json::Map;
 
+use super::apply::{ApplyKind, read_apply_kind};
 use super::fields::{Fields, text};
 use super::problem::{Code, Problems, Span, nearest};
 use super::yaml::{Entry, Node, Text, Yaml};
@@ -97,17 +98,6 @@ pub struct ApplySpec {
     pub head: NodeHead,
     /// What it runs.
     pub kind: ApplyKind,
-}
-
-/// What an Apply runs.
-#[derive(Clone, Debug)]
-pub enum ApplyKind {
-    /// A jq program.
-    Jq(Text),
-    /// The name of a registered Rust closure.
-    Closure(Text),
-    /// Documented, but not served by this version; already reported.
-    Unsupported,
 }
 
 /// A group, or a lone branch as a group of one.
@@ -353,44 +343,6 @@ fn read_apply(node: &Node, problems: &mut Problems) -> Option<ApplySpec> {
         head: head?,
         kind: kind?,
     })
-}
-
-fn read_apply_kind(node: &Node, problems: &mut Problems) -> Option<ApplyKind> {
-    let known = &["jq", "closure", "python", "command", "workers"];
-    let fields = Fields::of(node, "`apply`", known, problems)?;
-    for kind in ["python", "command"] {
-        if let Some(entry) = node.get(kind) {
-            problems
-                .add(
-                    Code::Unsupported,
-                    entry.key.span,
-                    format!("`{kind}:` is not supported in this version"),
-                )
-                .help("use `jq:`, or a closure registered through the library");
-            return Some(ApplyKind::Unsupported);
-        }
-    }
-    if let Some(entry) = node.get("workers") {
-        problems.add(
-            Code::UnknownKey,
-            entry.key.span,
-            "`workers` belongs to `python:` and `command:`",
-        );
-    }
-    match (fields.has("jq"), fields.has("closure")) {
-        (true, true) => {
-            problems.add(Code::BadValue, node.span, "`apply` is one of `jq` and `closure`");
-            None
-        }
-        (true, false) => fields.text("jq", problems).map(ApplyKind::Jq),
-        (false, true) => fields.text("closure", problems).map(ApplyKind::Closure),
-        (false, false) => {
-            problems
-                .add(Code::MissingKey, fields.span(), "`apply` says nothing to run")
-                .help("write `apply: {jq: '...'}`");
-            None
-        }
-    }
 }
 
 fn read_group(node: &Node, problems: &mut Problems) -> Option<GroupSpec> {

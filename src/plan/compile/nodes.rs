@@ -9,7 +9,7 @@ use crate::expr::model::Model;
 use crate::plan::check::{Known, Place};
 use crate::plan::names::reasoning;
 use crate::plan::shape::Shape;
-use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan};
+use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan, process};
 use crate::spec::{ApplyKind, ApplySpec, Code, NodeHead, OnError, StepSpec, Text, suggest};
 
 /// What only a Step, or only an Apply, knows about its node.
@@ -81,7 +81,24 @@ impl Builder<'_> {
                     builder.jq(text, inner).map(ApplyPlan::Jq)
                 }
                 ApplyKind::Closure(name) => builder.closure(name),
-                ApplyKind::Unsupported => None,
+                ApplyKind::Python {
+                    function,
+                    interpreter,
+                    process: spec,
+                } => process::python(
+                    function,
+                    interpreter.as_ref(),
+                    *spec,
+                    builder.base,
+                    builder.problems,
+                )
+                .map(|plan| ApplyPlan::Process(Box::new(plan))),
+                ApplyKind::Command {
+                    program,
+                    arguments,
+                    process: spec,
+                } => process::command(program, arguments, *spec, builder.base, builder.problems)
+                    .map(|plan| ApplyPlan::Process(Box::new(plan))),
             };
             let declared = spec.head.output_model.as_ref();
             let model = declared.and_then(|node| builder.models.compile(node, true, builder.problems));

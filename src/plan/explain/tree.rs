@@ -1,7 +1,7 @@
 //! The DAG as a tree of text, drawn like `cargo tree`.
 
 use crate::expr::model::Model;
-use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan};
+use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan, ProcessPlan, Program};
 use crate::spec::OnError;
 
 /// How the tree is drawn.
@@ -89,6 +89,7 @@ impl Drawing<'_> {
             }
             NodeKind::Apply(ApplyPlan::Jq(_)) => ("🔧", "apply jq".to_owned()),
             NodeKind::Apply(ApplyPlan::Closure(c)) => ("🔧", format!("apply closure {}", c.name)),
+            NodeKind::Apply(ApplyPlan::Process(process)) => ("🔧", applied(process)),
         };
         let mut text = format!("{}  {what}", node.id);
         if let Some(when) = &node.when {
@@ -155,6 +156,18 @@ impl Drawing<'_> {
         let below = self.deeper(prefix, last);
         self.line(&branch.line, &below);
     }
+}
+
+/// `apply python clean.py:main, 4 workers`.
+fn applied(process: &ProcessPlan) -> String {
+    let mut text = match &process.program {
+        Program::Python { source, .. } => format!("apply python {source}"),
+        Program::Command { source, .. } => format!("apply command {source}"),
+    };
+    if process.workers > 1 {
+        text.push_str(&format!(", {} workers", process.workers));
+    }
+    text
 }
 
 /// The fields of a model, as many as fit on a line.
