@@ -12,6 +12,7 @@ use crate::event::{Event, Report, RunState, RunStats};
 use crate::plan::explain;
 use crate::report::{JsonLogs, Plain, Quiet, summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
+use crate::sink;
 
 /// Runs a chain.
 pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
@@ -23,7 +24,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         printer.error(&format!("error: {message}"));
         return Exit::Usage;
     }
-    let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
     if std::io::stderr().is_terminal() {
         printer.notice(&explain::tree(&plan, tree_options(global)));
@@ -59,6 +59,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (true, _) => Existing::Overwrite,
             (false, true) => Existing::Keep,
             (false, false) => Existing::Same,
+        },
+        format: match args.format {
+            Format::Jsonl => sink::Format::Jsonl,
+            Format::Parquet => sink::Format::Parquet,
         },
         max_rows: args.max_lines_per_file,
         flattened: !args.no_flattened,

@@ -59,6 +59,23 @@ fn put(out: &mut Value, key: &str, value: Value) {
     }
 }
 
+/// What stands before the first dot of the columns of `flattened/`, in their order; a `collect: true`
+/// alias is a column of its own.
+pub fn flattened_names(plan: &Plan) -> Vec<&str> {
+    let mut names = vec!["chain_input"];
+    for item in &plan.main.0 {
+        match item {
+            Item::Node(ix) => names.extend(plan.nodes.get(ix.0).map(|node| node.id.as_str())),
+            Item::Group(group) => {
+                let branches = group.branches.iter().filter_map(|ix| plan.branches.get(ix.0));
+                let joins = branches.filter_map(|branch| plan.names.get(branch.join?.0));
+                names.extend(joins.map(String::as_str));
+            }
+        }
+    }
+    names
+}
+
 /// The schema of a line in `flattened/`: only `row_id` is sure to be there, since a skipped node
 /// and a null alias leave their columns out.
 pub fn flattened_schema(plan: &Plan) -> Value {
