@@ -200,7 +200,7 @@ impl<'a> Rows<'a> {
                 )
             }
             None => format!(
-                "{folder}/: the column `{name}` is not in the first {TYPED_BY} rows nor declared; it is in `{RESCUED}` (first in row {row})"
+                "{folder}/: the column `{name}` was unknown when the types were decided (models and first {TYPED_BY} rows); it is in `{RESCUED}` (first in row {row})"
             ),
         };
         self.rescued.insert(name.into_owned(), message);

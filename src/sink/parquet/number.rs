@@ -1,6 +1,6 @@
 //! JSON numbers as columns hold them: nothing is rounded but decimal fractions.
 
-/// Whole numbers up to here are exact in 64 bits of floating point.
+/// Whole numbers below this are exact in 64 bits of floating point.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// True for the text of a JSON number.
@@ -34,7 +34,7 @@ pub(super) fn number(raw: &str) -> Option<f64> {
     if !value.is_finite() {
         return None;
     }
-    if value.abs() > EXACT && is_whole(raw) {
+    if value.abs() >= EXACT && is_whole(raw) {
         // Saturates, and is then unequal.
         #[allow(clippy::cast_possible_truncation)]
         return (raw.parse() == Ok(value as i128)).then_some(value);
