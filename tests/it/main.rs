@@ -23,6 +23,7 @@ mod harness;
 mod invocations;
 mod jq;
 mod kill;
+mod lines;
 mod parquet;
 mod promises;
 mod property;

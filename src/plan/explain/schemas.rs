@@ -24,8 +24,8 @@ pub fn record_schema(node: &Node) -> Value {
         "row_id" => clash.clone(),
         other => other.to_owned(),
     };
-    let schema = node.model.as_ref().map(|m| m.schema());
-    if let Some(schema) = schema {
+    let schema = node.model.as_ref().map(|m| self_contained(&node.id, m.schema()));
+    if let Some(schema) = &schema {
         let root = root_of(schema);
         let fields = root.get("properties").and_then(Value::as_object);
         for (name, field) in fields.into_iter().flatten() {
@@ -51,6 +51,42 @@ pub fn record_schema(node: &Node) -> Value {
     put(&mut out, "properties", Value::Object(properties));
     put(&mut out, "required", Value::Array(required));
     out
+}
+
+/// A model whose root can be changed: where its parts refer to the root (or to anything but a definition)
+/// the root as it was becomes a definition of its own.
+fn self_contained(name: &str, schema: &Value) -> Value {
+    let mut out = root_of(schema).clone();
+    if let Some(defs) = schema.get("$defs") {
+        put(&mut out, "$defs", defs.clone());
+    }
+    if !refers_to_root(schema) {
+        return out;
+    }
+    let mut columns = Columns::default();
+    if let Some(prefix) = columns.keep(name, schema) {
+        rebase(&mut out, &prefix);
+        put(&mut out, "$defs", Value::Object(columns.defs));
+    }
+    out
+}
+
+/// True when a reference leads to something that is no definition.
+fn refers_to_root(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.iter().any(|(key, value)| match value {
+            Value::String(reference) if key == "$ref" => !reference.starts_with("#/$defs/"),
+            _ if is_data(key) => false,
+            _ => refers_to_root(value),
+        }),
+        Value::Array(items) => items.iter().any(refers_to_root),
+        _ => false,
+    }
+}
+
+/// Keywords whose values are no schemas.
+fn is_data(key: &str) -> bool {
+    matches!(key, "enum" | "const" | "default" | "examples")
 }
 
 fn put(out: &mut Value, key: &str, value: Value) {
@@ -172,7 +208,7 @@ fn rebase(schema: &mut Value, prefix: &str) {
                             *reference = format!("{prefix}{rest}");
                         }
                     }
-                    _ if matches!(key.as_str(), "enum" | "const" | "default" | "examples") => {}
+                    _ if is_data(key) => {}
                     _ => rebase(value, prefix),
                 }
             }
