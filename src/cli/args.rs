@@ -113,6 +113,7 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     Jsonl,
+    Parquet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -12,6 +12,7 @@ use crate::event::{Event, Report, RunState, RunStats};
 use crate::plan::explain;
 use crate::report::{JsonLogs, Plain, Quiet, summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
+use crate::sink;
 use crate::source::open_input;
 
 /// Runs a chain.
@@ -30,7 +31,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if let Some(message) = passed_over(&input.ignored) {
         printer.warning(&message);
     }
-    let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
@@ -69,6 +69,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (true, _) => Existing::Overwrite,
             (false, true) => Existing::Keep,
             (false, false) => Existing::Same,
+        },
+        format: match args.format {
+            Format::Jsonl => sink::Format::Jsonl,
+            Format::Parquet => sink::Format::Parquet,
         },
         max_rows: args.max_lines_per_file,
         flattened: !args.no_flattened,

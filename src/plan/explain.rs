@@ -9,7 +9,7 @@ use super::{ApplyPlan, Line, Node, NodeKind, Plan, Program, StepPlan};
 use crate::plan::Item;
 use crate::spec::{OnError, Sampling};
 
-pub use schemas::{flattened_schema, record_schema};
+pub use schemas::{flattened_names, flattened_schema, record_schema};
 pub use tree::{TreeOptions, tree};
 
 /// The value of `graph.json`: the DAG as specified, without secrets and without what a run may

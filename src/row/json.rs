@@ -186,6 +186,20 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
+/// The items of an array that is known to be valid JSON, each as it stands in the text.
+pub(crate) fn raw_items(array: &str) -> impl Iterator<Item = &str> {
+    let mut rest = array.trim_start().strip_prefix('[').unwrap_or("");
+    std::iter::from_fn(move || {
+        rest = rest.trim_start_matches([' ', '\t', '\n', '\r', ',']);
+        if rest.is_empty() || rest.starts_with(']') {
+            return None;
+        }
+        let (item, after) = rest.split_at_checked(skip_value(rest))?;
+        rest = after;
+        Some(item)
+    })
+}
+
 /// The length of the JSON value at the start of a valid JSON text.
 pub(crate) fn skip_value(text: &str) -> usize {
     let bytes = text.as_bytes();

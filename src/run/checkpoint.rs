@@ -164,12 +164,13 @@ fn lost() -> RunError {
 }
 
 fn write(path: &Path, job: Job, events: &EventSender) -> Result<(), RunError> {
-    job.unsynced.sync(events)?;
+    let after = job.unsynced.sync(events)?;
     job.outcomes
         .sync_data()
         .map_err(RunError::io(job.outcomes.path()))?;
     let private = path.parent().unwrap_or(Path::new("."));
     write_json(private, path, &job.checkpoint, false)?;
+    after.run(events)?;
     events.send(Event::Checkpoint {
         rows: job.checkpoint.position.ordinal,
     });

@@ -369,7 +369,7 @@ impl Committer {
         // The reader may be at the end while rows were given up on their way.
         let finished = complete && self.at_end.load(Ordering::Acquire);
         if finished {
-            self.writer.finish()?;
+            self.writer.finish(self.row_limit.is_some())?;
         }
         self.submit(finished)?;
         self.checkpointer.wait()

@@ -38,7 +38,7 @@ use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker, Workers};
 use crate::plan::{NodeKind, Plan};
-use crate::sink::{Layout, StreamWriter};
+use crate::sink::{Format, Layout, StreamWriter};
 use crate::source::{AtPath, Input, Source, SourceError};
 use answers::Ledger;
 use checkpoint::{Checkpointer, write_json};
@@ -65,6 +65,8 @@ pub struct RunConfig {
     pub out: PathBuf,
     /// What to do with an OUT that holds a run.
     pub existing: Existing,
+    /// The form of the outputs.
+    pub format: Format,
     /// Lines per shard.
     pub max_rows: u64,
     /// Whether to write `flattened/`.
@@ -99,6 +101,7 @@ impl RunConfig {
             input,
             out: out.into(),
             existing: Existing::Same,
+            format: Format::Jsonl,
             max_rows: 100_000,
             flattened: true,
             limit: None,
@@ -223,8 +226,9 @@ pub fn run(
             .collect(),
         flattened: config.flattened,
         max_rows: config.max_rows,
+        format: config.format,
     };
-    let writer = StreamWriter::resume(&layout, &checkpoint.sinks)?;
+    let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
     let outcomes = committer::open_outcomes(&out.private.join("outcomes"), checkpoint.outcomes)?;
     let ledger = if config.ledger && plan.asks(&plan.main.0) {
         let ordinal = if out.all_answers {
@@ -545,7 +549,7 @@ fn identity(config: &RunConfig) -> Result<Identity, RunError> {
         vars: Value::Object(plan.vars.json.clone()),
         engines: engines.collect(),
         input,
-        format: "jsonl".into(),
+        format: config.format.as_str().into(),
         max_rows: config.max_rows,
         flattened: config.flattened,
     })

@@ -167,7 +167,7 @@ impl OutDir {
             Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
             Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
         };
-        for name in ["checkpoint.json", "outcomes", "parked"] {
+        for name in ["checkpoint.json", "outcomes", "parked", "spool"] {
             remove(&self.private.join(name))?;
         }
         if answers {

@@ -1,13 +1,37 @@
 //! Rows out: shards that roll, and the one place where they are written.
 
+mod encoder;
+mod folder;
+mod parquet;
 mod shard;
+mod spool;
 mod stream_writer;
 
-pub use shard::{Rolled, ShardState};
+pub use folder::{Closed, Resumable, Rolled, ShardState, SpoolState};
 pub use stream_writer::{Layout, SinkState, StreamWriter};
 pub(crate) use stream_writer::{Unsynced, sync_dir};
 
 use std::path::PathBuf;
+
+/// The form of the outputs (`errors/` is always JSON lines).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// JSON lines.
+    #[default]
+    Jsonl,
+    /// Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// The name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jsonl => "jsonl",
+            Self::Parquet => "parquet",
+        }
+    }
+}
 
 /// Why an output cannot be written: the run stops, resumable.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +44,14 @@ pub enum SinkError {
         /// The cause.
         #[source]
         source: std::io::Error,
+    },
+    /// A file format cannot hold what was to be written.
+    #[error("cannot make the files of {folder}/ ({message}); --format jsonl holds every row")]
+    Encode {
+        /// The folder below OUT.
+        folder: String,
+        /// The cause.
+        message: String,
     },
     /// What the checkpoint names is not there.
     #[error(

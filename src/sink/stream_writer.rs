@@ -1,15 +1,21 @@
 //! All sinks of a run, advanced together.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fs_err::{self as fs, File};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::SinkError;
-use super::shard::{Pending, ShardState, ShardWriter};
+use super::encoder::Encoder;
+use super::folder::{Folder, Pending, ShardState};
+use super::parquet::Table;
+use super::shard::ShardWriter;
+use super::spool::SpoolWriter;
+use super::{Format, SinkError};
 use crate::event::{Event, EventSender};
 use crate::node::output::Output;
+use crate::plan::Plan;
 
 /// Where the outputs of a run go.
 #[derive(Clone, Debug)]
@@ -22,6 +28,8 @@ pub struct Layout {
     pub flattened: bool,
     /// Lines per shard.
     pub max_rows: u64,
+    /// The form of nodes and flattened records.
+    pub format: Format,
 }
 
 /// How far every folder has got, by its name.
@@ -33,31 +41,59 @@ pub struct SinkState(pub IndexMap<String, ShardState>);
 #[derive(Debug)]
 pub struct StreamWriter {
     out: PathBuf,
-    nodes: Vec<Option<ShardWriter>>,
-    flattened: Option<ShardWriter>,
-    errors: ShardWriter,
+    nodes: Vec<Option<Writer>>,
+    flattened: Option<Writer>,
+    errors: Writer,
+}
+
+/// A folder and its name.
+#[derive(Debug)]
+struct Writer {
+    name: String,
+    folder: Box<dyn Folder>,
 }
 
 impl StreamWriter {
     /// Takes all folders up where `state` left them.
-    pub fn resume(layout: &Layout, state: &SinkState) -> Result<Self, SinkError> {
-        let open = |name: &str| {
-            let state = state.0.get(name).cloned().unwrap_or_default();
-            ShardWriter::resume(layout.out.join(name), layout.max_rows, state)
+    pub fn resume(layout: &Layout, plan: &Plan, state: &SinkState) -> Result<Self, SinkError> {
+        let pool = match layout.format {
+            Format::Jsonl => None,
+            Format::Parquet => Some(Arc::new(encoding_pool()?)),
         };
-        let nodes = layout
-            .nodes
-            .iter()
-            .map(|name| name.as_deref().map(open).transpose());
+        let open = |name: &str, encoder: Option<Arc<dyn Encoder>>| {
+            let state = state.0.get(name).cloned().unwrap_or_default();
+            let dir = layout.out.join(name);
+            let folder: Box<dyn Folder> = match (encoder, &pool) {
+                (Some(encoder), Some(pool)) => {
+                    let spool = layout.out.join(SPOOL).join(name);
+                    let (max_rows, pool) = (layout.max_rows, pool.clone());
+                    Box::new(SpoolWriter::resume(dir, spool, max_rows, encoder, pool, state)?)
+                }
+                _ => Box::new(ShardWriter::resume(dir, layout.max_rows, state)?),
+            };
+            let name = name.to_owned();
+            Ok::<_, SinkError>(Writer { name, folder })
+        };
+        let parquet = |table: Table| -> Arc<dyn Encoder> { Arc::new(table) };
+        let mut tables: Vec<Option<Arc<dyn Encoder>>> = match layout.format {
+            Format::Jsonl => Vec::new(),
+            Format::Parquet => Table::of_nodes(plan)
+                .into_iter()
+                .map(|t| Some(parquet(t)))
+                .collect(),
+        };
+        tables.resize(layout.nodes.len(), None);
+        let nodes = layout.nodes.iter().zip(tables).map(|(name, table)| {
+            let open = |name| open(name, table);
+            name.as_deref().map(open).transpose()
+        });
+        let table = (layout.format == Format::Parquet).then(|| parquet(Table::flattened(plan)));
+        let flattened = layout.flattened.then(|| open("flattened", table));
         Ok(Self {
             out: layout.out.clone(),
             nodes: nodes.collect::<Result<_, _>>()?,
-            flattened: if layout.flattened {
-                Some(open("flattened")?)
-            } else {
-                None
-            },
-            errors: open("errors")?,
+            flattened: flattened.transpose()?,
+            errors: open("errors", None)?,
         })
     }
 
@@ -65,90 +101,92 @@ impl StreamWriter {
     pub fn append(&mut self, output: &Output) -> Result<(), SinkError> {
         for (writer, lines) in self.nodes.iter_mut().zip(&output.nodes) {
             if let Some(writer) = writer {
-                writer.append(lines)?;
+                writer.folder.append(lines)?;
             }
         }
         if let Some(flattened) = &mut self.flattened {
-            flattened.append(&output.flattened)?;
+            flattened.folder.append(&output.flattened)?;
         }
-        self.errors.append(&output.errors)
+        self.errors.folder.append(&output.errors)
     }
 
-    /// Closes every open shard at the end of a run.
-    pub fn finish(&mut self) -> Result<(), SinkError> {
-        if let Some(flattened) = &mut self.flattened {
-            flattened.ensure_one()?;
+    /// Completes every open shard at the end of a run, which may go on later if it is `resumable`.
+    pub fn finish(&mut self, resumable: bool) -> Result<(), SinkError> {
+        let nodes = self.nodes.iter_mut().flatten();
+        for writer in nodes.chain([&mut self.errors]) {
+            writer.folder.finish(false, resumable)?;
         }
-        self.writers_mut().for_each(ShardWriter::roll);
-        Ok(())
+        // There is always a flattened shard, even without a line.
+        let flattened = self.flattened.as_mut();
+        flattened.map_or(Ok(()), |writer| writer.folder.finish(true, resumable))
     }
 
     /// How far every folder has got, and what must be on disk before that may be said.
     pub(crate) fn snapshot(&mut self) -> Result<(SinkState, Unsynced), SinkError> {
         let mut unsynced = Unsynced {
             out: self.out.clone(),
-            open: Vec::new(),
-            rolled: Vec::new(),
-            dirs: Vec::new(),
+            ..Unsynced::default()
         };
-        for writer in self.writers_mut() {
-            unsynced.open.extend(writer.open_file()?);
-            unsynced.rolled.extend(writer.take_pending());
-            if writer.state().total_rows() > 0 || writer.dir().ends_with("flattened") {
-                unsynced.dirs.push(writer.dir().to_owned());
-            }
+        let nodes = self.nodes.iter_mut().flatten();
+        for writer in nodes.chain(&mut self.flattened).chain([&mut self.errors]) {
+            writer.folder.unsynced(&mut unsynced)?;
         }
         Ok((self.state(), unsynced))
     }
 
     /// How far every folder has got.
     pub fn state(&self) -> SinkState {
-        let name = |writer: &ShardWriter| {
-            writer
-                .dir()
-                .strip_prefix(&self.out)
-                .unwrap_or(writer.dir())
-                .to_string_lossy()
-                .into_owned()
-        };
+        let nodes = self.nodes.iter().flatten();
+        let all = nodes.chain(&self.flattened).chain([&self.errors]);
         SinkState(
-            self.writers()
-                .map(|writer| (name(writer), writer.state().clone()))
+            all.map(|writer| (writer.name.clone(), writer.folder.state()))
                 .collect(),
         )
     }
-
-    fn writers(&self) -> impl Iterator<Item = &ShardWriter> {
-        self.nodes
-            .iter()
-            .flatten()
-            .chain(&self.flattened)
-            .chain([&self.errors])
-    }
-
-    fn writers_mut(&mut self) -> impl Iterator<Item = &mut ShardWriter> {
-        self.nodes
-            .iter_mut()
-            .flatten()
-            .chain(&mut self.flattened)
-            .chain([&mut self.errors])
-    }
 }
 
-/// Files whose content must reach the disk before a checkpoint names it.
-#[derive(Debug)]
+/// Below OUT: the lines of shards that are not in their format yet.
+const SPOOL: &str = ".chainette/spool";
+/// More do not help: one thread converts as fast as several read and compute.
+const MAX_THREADS: usize = 4;
+
+/// Threads that convert shards.
+fn encoding_pool() -> Result<rayon::ThreadPool, SinkError> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("encode-{i}"))
+        .build()
+        .map_err(|error| SinkError::io("the threads that convert shards")(std::io::Error::other(error)))
+}
+
+/// What must reach the disk before a checkpoint names it, and what is done after that.
+#[derive(Debug, Default)]
 pub(crate) struct Unsynced {
     out: PathBuf,
-    open: Vec<File>,
-    rolled: Vec<Pending>,
-    dirs: Vec<PathBuf>,
+    /// Open shards.
+    pub(super) open: Vec<File>,
+    /// Gathered lines of full shards.
+    pub(super) closed: Vec<PathBuf>,
+    /// Complete shards.
+    pub(super) rolled: Vec<Pending>,
+    /// Folders with new names in them.
+    pub(super) dirs: Vec<PathBuf>,
+    /// Files that the checkpoint no longer needs.
+    pub(super) spent: Vec<PathBuf>,
+    /// What the user is told once, over all resumes.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Unsynced {
-    /// Syncs them and gives complete shards their final names.
-    pub(crate) fn sync(self, events: &EventSender) -> Result<(), SinkError> {
+    /// Syncs everything and gives complete shards their final names.
+    pub(crate) fn sync(self, events: &EventSender) -> Result<AfterCheckpoint, SinkError> {
         for file in &self.open {
             file.sync_data().map_err(SinkError::io(file.path()))?;
+        }
+        for path in &self.closed {
+            let sync = || File::open(path)?.sync_all();
+            sync().map_err(SinkError::io(path))?;
         }
         for shard in self.rolled {
             let sync = || File::open(&shard.part)?.sync_all();
@@ -171,6 +209,30 @@ impl Unsynced {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 other => other.map_err(SinkError::io(dir))?,
             }
+        }
+        Ok(AfterCheckpoint {
+            spent: self.spent,
+            warnings: self.warnings,
+        })
+    }
+}
+
+/// What is done once the checkpoint is written, and not before.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct AfterCheckpoint {
+    spent: Vec<PathBuf>,
+    warnings: Vec<String>,
+}
+
+impl AfterCheckpoint {
+    /// Removes what is no longer needed, and warns.
+    pub(crate) fn run(self, events: &EventSender) -> Result<(), SinkError> {
+        for message in self.warnings {
+            events.send(Event::Warning { message });
+        }
+        for path in &self.spent {
+            fs::remove_file(path).map_err(SinkError::io(path))?;
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ mod inputs;
 mod invocations;
 mod jq;
 mod kill;
+mod lines;
+mod parquet;
 mod promises;
 mod property;
 mod raw;

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::cli;
 use crate::generate::{Chain, answer, reply};
+use crate::lines;
 use crate::reference::{self, Fates, Outcome};
 use crate::server::TestServer;
 use crate::tape::Tape;
@@ -166,6 +167,9 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     let done_before = !case.kills.is_empty() && ran.code == Some(0);
     prop_assert!(ran.code == Some(code) || done_before, "{ran:?}\n{}", context());
 
+    if let Err(error) = lines::check(&dir.join("out")) {
+        return Err(TestCaseError::fail(format!("{error}\n{}", context())));
+    }
     let mut found = cli::tree(&dir.join("out"));
     prop_assert!(
         found.remove("graph.json").is_some(),

@@ -24,8 +24,8 @@ pub fn record_schema(node: &Node) -> Value {
         "row_id" => clash.clone(),
         other => other.to_owned(),
     };
-    let schema = node.model.as_ref().map(|m| m.schema());
-    if let Some(schema) = schema {
+    let schema = node.model.as_ref().map(|m| self_contained(&node.id, m.schema()));
+    if let Some(schema) = &schema {
         let root = root_of(schema);
         let fields = root.get("properties").and_then(Value::as_object);
         for (name, field) in fields.into_iter().flatten() {
@@ -53,10 +53,63 @@ pub fn record_schema(node: &Node) -> Value {
     out
 }
 
+/// A model whose root can be changed: where its parts refer to the root (or to anything but a definition)
+/// the root as it was becomes a definition of its own.
+fn self_contained(name: &str, schema: &Value) -> Value {
+    let mut out = root_of(schema).clone();
+    if let Some(defs) = schema.get("$defs") {
+        put(&mut out, "$defs", defs.clone());
+    }
+    if !refers_to_root(schema) {
+        return out;
+    }
+    let mut columns = Columns::default();
+    if let Some(prefix) = columns.keep(name, schema) {
+        rebase(&mut out, &prefix);
+        put(&mut out, "$defs", Value::Object(columns.defs));
+    }
+    out
+}
+
+/// True when a reference leads to something that is no definition.
+fn refers_to_root(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => map.iter().any(|(key, value)| match value {
+            Value::String(reference) if key == "$ref" => !reference.starts_with("#/$defs/"),
+            _ if is_data(key) => false,
+            _ => refers_to_root(value),
+        }),
+        Value::Array(items) => items.iter().any(refers_to_root),
+        _ => false,
+    }
+}
+
+/// Keywords whose values are no schemas.
+fn is_data(key: &str) -> bool {
+    matches!(key, "enum" | "const" | "default" | "examples")
+}
+
 fn put(out: &mut Value, key: &str, value: Value) {
     if let Value::Object(map) = out {
         map.insert(key.to_owned(), value);
     }
+}
+
+/// What stands before the first dot of the columns of `flattened/`, in their order; a `collect: true`
+/// alias is a column of its own.
+pub fn flattened_names(plan: &Plan) -> Vec<&str> {
+    let mut names = vec!["chain_input"];
+    for item in &plan.main.0 {
+        match item {
+            Item::Node(ix) => names.extend(plan.nodes.get(ix.0).map(|node| node.id.as_str())),
+            Item::Group(group) => {
+                let branches = group.branches.iter().filter_map(|ix| plan.branches.get(ix.0));
+                let joins = branches.filter_map(|branch| plan.names.get(branch.join?.0));
+                names.extend(joins.map(String::as_str));
+            }
+        }
+    }
+    names
 }
 
 /// The schema of a line in `flattened/`: only `row_id` is sure to be there, since a skipped node
@@ -155,7 +208,7 @@ fn rebase(schema: &mut Value, prefix: &str) {
                             *reference = format!("{prefix}{rest}");
                         }
                     }
-                    _ if matches!(key.as_str(), "enum" | "const" | "default" | "examples") => {}
+                    _ if is_data(key) => {}
                     _ => rebase(value, prefix),
                 }
             }
