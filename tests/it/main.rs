@@ -15,6 +15,7 @@ mod chains;
 mod cli;
 mod commands;
 mod commit_points;
+mod demos;
 mod conformance;
 mod dry_run;
 mod engine;
