@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::inspect::tree_options;
-use super::{Exit, compile, explain_error, printer::Printer};
+use super::printer::{Printer, columns, report, style};
+use super::{Exit, compile, explain_error};
 use crate::engine::broker::Broker;
-use crate::event::{Event, Report, RunState, RunStats};
-use crate::plan::explain;
-use crate::report::{JsonLogs, Plain, Quiet, summary, thousands};
+use crate::event::{Event, Recent, RunState, RunStats};
+use crate::plan::{Plan, explain};
+use crate::report::{summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
 
 /// Runs a chain.
@@ -25,15 +26,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     }
     let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
-    if std::io::stderr().is_terminal() {
-        printer.notice(&explain::tree(&plan, tree_options(global)));
+    if let (true, Some(columns)) = (std::io::stderr().is_terminal(), columns()) {
+        printer.notice(&tree(&plan, global, columns));
     }
-    let reports: Vec<Box<dyn Report>> = match (global.json_logs, global.quiet) {
-        (true, quiet) => vec![Box::new(JsonLogs { quiet })],
-        (false, true) => vec![Box::new(Quiet)],
-        (false, false) => vec![Box::new(Plain::default())],
-    };
-    let dispatcher = match Dispatcher::start(reports) {
+    let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,
         Err(error) => {
             printer.error(&format!("error: cannot start a thread: {error}"));
@@ -42,7 +38,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     };
     let events = dispatcher.events();
     let broker = match Broker::new(&plan.engines, events.clone()) {
-        Ok(broker) => Arc::new(broker),
+        Ok(broker) => Arc::new(broker.with_recent(global.verbose.then(Recent::default))),
         Err(error) => {
             printer.error(&explain_error(&error));
             return Exit::Usage;
@@ -84,13 +80,23 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         }
         Ok(outcome) => {
             dispatcher.finish(Event::RunFinished(outcome.stats.clone()));
-            finish(args, &outcome, printer)
+            finish(args, global, &outcome, printer)
         }
     }
 }
 
+/// The chain as a tree for the terminal: its signs, its width.
+fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
+    let style = style(global);
+    let mut options = tree_options(global);
+    options.no_icons = !style.icons;
+    let tree = style.spelled(&explain::tree(plan, options));
+    let lines: Vec<String> = tree.lines().map(|line| style.cut(line, columns)).collect();
+    lines.join("\n") + "\n\n"
+}
+
 /// Says how the run ended.
-fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
+fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) -> Exit {
     let RunStats {
         state, rows_failed, ..
     } = outcome.stats;
@@ -105,7 +111,10 @@ fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
             Exit::Done
         };
     }
-    printer.notice(&summary(&outcome.stats, &outcome.counts));
+    let Outcome {
+        stats, counts, times, ..
+    } = outcome;
+    printer.notice(&summary(stats, counts, times, style(global), columns()));
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
             printer.notice(&format!("{rows_failed} rows are in {out}/errors/"));

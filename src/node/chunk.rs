@@ -74,7 +74,7 @@ impl Walker {
 
     /// True when rows ask engines, so that each must be led on its own.
     pub fn asks(&self) -> bool {
-        self.plan.asks(&self.plan.main.0)
+        self.one_by_one
     }
 
     /// Leads all rows of a chunk to their ends at once; only for plans that ask nobody.
@@ -84,6 +84,7 @@ impl Walker {
             for row in &chunk.rows {
                 self.arrived(self.arrival(row, &chunk.data), &mut out).await?;
             }
+            self.live.add(&out.tally);
             Ok(out)
         }
         .now_or_never()

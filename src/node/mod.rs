@@ -5,10 +5,12 @@ mod branch;
 mod chunk;
 mod cpu;
 mod lines;
+pub mod live;
 pub mod output;
 pub mod reply;
 pub mod retry;
 pub mod step;
+pub mod timing;
 mod walk;
 
 pub use cpu::Cpu;

@@ -1,0 +1,171 @@
+//! What a run is at, in words: the same on a terminal and in a log file.
+
+use std::collections::HashSet;
+
+use super::style::Style;
+use super::text::{duration, percent, seconds, speed, thousands};
+use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status};
+
+/// `12,345 of 100,000 rows (12%) · 1,234/s, last 10 s 1,180/s · 3 failed · about 3m 20s left`.
+pub(super) fn run_line(progress: &Progress, style: Style) -> String {
+    let done = progress.done();
+    let mut parts = vec![match progress.total {
+        Some(total) => format!(
+            "{} of {} rows ({})",
+            thousands(done),
+            thousands(total),
+            percent(done, total)
+        ),
+        None => format!("{} rows", thousands(done)),
+    }];
+    parts.push(format!(
+        "{}/s, last 10 s {}/s",
+        speed(progress.rate, false),
+        speed(progress.recent, false)
+    ));
+    if progress.failed > 0 {
+        parts.push(format!("{} failed", thousands(progress.failed)));
+    }
+    if let Some(eta) = progress.eta.filter(|eta| *eta >= 0.5) {
+        parts.push(format!("about {} left", seconds(eta)));
+    }
+    parts.join(style.dot())
+}
+
+/// What the run waits for, the first cause first; none when nothing is known.
+pub(super) fn waits_for(status: &Status) -> Option<String> {
+    if let Some(engine) = status.engines.iter().find(|engine| engine.trouble.is_some()) {
+        let next = match engine.retry_in.map(f64::ceil) {
+            Some(seconds) if seconds > 0.0 => format!(", next try in {seconds} s"),
+            _ => ", trying now".into(),
+        };
+        let trouble = engine.trouble.as_deref().unwrap_or_default();
+        return Some(format!("engine {} ({trouble}){next}", engine.name));
+    }
+    if status.disk_is_behind {
+        return Some("the disk: finished rows cannot be written fast enough".into());
+    }
+    let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(full) {
+        return Some(format!("a free slot of engine {}", engine.name));
+    }
+    let busy = |engine: &&EngineStatus| engine.in_flight > 0;
+    let names: Vec<&str> = status
+        .engines
+        .iter()
+        .filter(busy)
+        .map(|engine| engine.name.as_str())
+        .collect();
+    match (names.as_slice(), status.feed) {
+        ([], Feed::Reading) if status.traffic.iter().all(|node| node.came == node.done) => {
+            Some("input rows".into())
+        }
+        ([], _) => Some("Applies (CPU)".into()),
+        ([name], _) => Some(format!("answers of engine {name}")),
+        (names, _) => Some(format!("answers of engines {}", names.join(", "))),
+    }
+}
+
+/// `64 of 64 busy · 12 rows wait for a slot`.
+pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
+    let mut text = format!("{} of {} busy", engine.in_flight, engine.limit);
+    if engine.waiting > 0 {
+        text += &format!("{}{} wait for a slot", style.dot(), rows(engine.waiting as u64));
+    }
+    text
+}
+
+/// Where writing stands when a straggler holds it up.
+pub(super) fn straggler(status: &Status) -> Option<String> {
+    let row = status.behind.filter(|_| status.rows_waiting > 0)?;
+    let done = rows(status.rows_waiting);
+    Some(format!("written up to row {row}; {done} behind it are done"))
+}
+
+fn rows(n: u64) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} row{plural}", thousands(n))
+}
+
+/// A node's name, with its branch.
+pub(super) fn node_name(node: &NodeInfo) -> String {
+    match &node.branch {
+        Some(branch) => format!("{branch}/{}", node.id),
+        None => node.id.clone(),
+    }
+}
+
+/// Turns changes into lines; of failures only the first of each kind and place.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    shown: HashSet<(String, &'static str)>,
+}
+
+impl News {
+    /// The line for an event, if it is worth one.
+    pub(super) fn line(&mut self, event: &Event, progress: &Progress) -> Option<String> {
+        Some(match event {
+            Event::Resumed { rows, answers } => {
+                let of = progress
+                    .total
+                    .map_or_else(String::new, |total| format!(" of {}", thousands(total)));
+                format!(
+                    "resuming: {}{of} rows are done, {} answers on file are not asked again",
+                    thousands(*rows),
+                    thousands(*answers)
+                )
+            }
+            Event::RowsFailed {
+                node, kind, example, ..
+            } if self.shown.insert((node.clone(), kind.as_str())) => {
+                format!("row failed at {node} ({kind}): {example}; more of these go to errors/ silently")
+            }
+            Event::EngineWaiting {
+                engine,
+                reason,
+                retry_in_s,
+            } => format!(
+                "engine {engine}: waiting ({reason}); next try in {}",
+                duration(*retry_in_s)
+            ),
+            Event::EngineReady { engine } => format!("engine {engine}: answers again"),
+            Event::Warning { message } => format!("warning: {message}"),
+            _ => return None,
+        })
+    }
+}
+
+/// `sentiment row 17 · engine small · try 2 · bad_reply · 812 ms · 200 + 35 tokens · expected a string`.
+pub(super) fn request(exchange: &Exchange, style: Style) -> String {
+    let Exchange {
+        node,
+        row_id,
+        engine,
+        attempt,
+        status,
+        ms,
+        usage,
+        problem,
+        missed,
+    } = exchange;
+    let mut parts = vec![format!("{node} row {row_id}"), format!("engine {engine}")];
+    if *attempt > 1 {
+        parts.push(format!("try {attempt}"));
+    }
+    parts.push((*status).to_owned());
+    parts.push(format!("{} ms", thousands(*ms)));
+    if usage.prompt_tokens + usage.completion_tokens > 0 {
+        parts.push(format!(
+            "{} + {} tokens",
+            thousands(usage.prompt_tokens),
+            thousands(usage.completion_tokens)
+        ));
+    }
+    parts.extend(problem.clone());
+    let mut text = parts.join(style.dot());
+    if *missed > 0 {
+        text = format!("({} requests not shown) {text}", thousands(*missed));
+    }
+    // One request, one line, whatever the engine said.
+    text.replace(|c: char| c.is_control(), " ")
+}
