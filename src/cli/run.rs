@@ -91,7 +91,10 @@ fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
     let mut options = tree_options(global);
     options.no_icons = !style.icons;
     let tree = style.spelled(&explain::tree(plan, options));
-    let lines: Vec<String> = tree.lines().map(|line| style.cut(line, columns)).collect();
+    let lines: Vec<String> = tree
+        .lines()
+        .map(|line| style.cut(line, columns.saturating_sub(1)))
+        .collect();
     lines.join("\n") + "\n\n"
 }
 

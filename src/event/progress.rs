@@ -178,7 +178,9 @@ pub struct NodeProgress {
     pub rate: f64,
     /// Rows per second lately.
     pub recent: f64,
-    /// Seconds until it is done at the recent rate.
+    /// The rate that is reckoned with: the recent one, as soon as it says enough.
+    pub speed: f64,
+    /// Seconds until it is done at that speed.
     pub eta: Option<f64>,
 }
 

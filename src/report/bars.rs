@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use console::Term;
+use console::{Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::phrases::{News, request};
@@ -81,6 +81,7 @@ impl Report for Bars {
         };
         // What an engine or a row says is not to move the cursor.
         let line = line.replace(|c: char| c.is_control() && c != '\n', " ");
+        let line = wrap(&line, usize::from(self.size.size().1).saturating_sub(1));
         match event {
             // The screen says so where it matters, for as long as it is so.
             Event::EngineWaiting { .. } | Event::EngineReady { .. } => self.note(line),
@@ -108,4 +109,33 @@ impl Drop for Bars {
             self.bar.finish_and_clear();
         }
     }
+}
+
+/// Breaks a text into lines of a width, at spaces where it can. A line that the terminal breaks itself moves
+/// the cursor in ways of its own when the terminal is resized.
+fn wrap(text: &str, width: usize) -> String {
+    let width = width.max(20);
+    let mut lines: Vec<String> = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        for mut word in paragraph.split(' ') {
+            if !line.is_empty() && measure_text_width(&line) + 1 + measure_text_width(word) > width {
+                lines.push(std::mem::take(&mut line));
+            }
+            while measure_text_width(word) > width {
+                let head = word.char_indices().map(|(at, _)| at).filter(|at| *at > 0);
+                let fits =
+                    head.take_while(|at| word.get(..*at).is_some_and(|h| measure_text_width(h) <= width));
+                let (head, rest) = word.split_at(fits.last().unwrap_or(word.len()));
+                lines.push(head.to_owned());
+                word = rest;
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line += word;
+        }
+        lines.push(line);
+    }
+    lines.join("\n")
 }

@@ -8,16 +8,7 @@ use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Stat
 
 /// `12,345 of 100,000 rows (12%) · 1,234/s, last 10 s 1,180/s · 3 failed · about 3m 20s left`.
 pub(super) fn run_line(progress: &Progress, style: Style) -> String {
-    let done = progress.done();
-    let mut parts = vec![match progress.total {
-        Some(total) => format!(
-            "{} of {} rows ({})",
-            thousands(done),
-            thousands(total),
-            percent(done, total)
-        ),
-        None => format!("{} rows", thousands(done)),
-    }];
+    let mut parts = vec![share_done(progress)];
     parts.push(format!(
         "{}/s, last 10 s {}/s",
         speed(progress.rate, false),
@@ -30,6 +21,35 @@ pub(super) fn run_line(progress: &Progress, style: Style) -> String {
         parts.push(format!("about {} left", seconds(eta)));
     }
     parts.join(style.dot())
+}
+
+/// `1m 03s, about 3m 20s left · 12,345 of 100,000 rows (12%) · 1,234/s · 3 failed`: what matters first, as
+/// the end may be cut off.
+pub(super) fn short_run_line(progress: &Progress, style: Style) -> String {
+    let mut time = seconds(progress.seconds);
+    if let Some(eta) = progress.eta.filter(|eta| *eta >= 0.5) {
+        time += &format!(", about {} left", seconds(eta));
+    }
+    let mut parts = vec![time, share_done(progress)];
+    parts.push(format!("{}/s", speed(progress.rate, false)));
+    if progress.failed > 0 {
+        parts.push(format!("{} failed", thousands(progress.failed)));
+    }
+    parts.join(style.dot())
+}
+
+/// `12,345 of 100,000 rows (12%)`.
+fn share_done(progress: &Progress) -> String {
+    let done = progress.done();
+    match progress.total {
+        Some(total) => format!(
+            "{} of {} rows ({})",
+            thousands(done),
+            thousands(total),
+            percent(done, total)
+        ),
+        None => format!("{} rows", thousands(done)),
+    }
 }
 
 /// What the run waits for, the first cause first; none when nothing is known.
@@ -79,7 +99,8 @@ pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
 pub(super) fn straggler(status: &Status) -> Option<String> {
     let row = status.behind.filter(|_| status.rows_waiting > 0)?;
     let done = rows(status.rows_waiting);
-    Some(format!("written up to row {row}; {done} behind it are done"))
+    let are = if status.rows_waiting == 1 { "is" } else { "are" };
+    Some(format!("row {row} is still out; {done} after it {are} done"))
 }
 
 fn rows(n: u64) -> String {

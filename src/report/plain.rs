@@ -93,7 +93,7 @@ fn lines(progress: &Progress, style: Style) -> Vec<String> {
         line += &format!("{}waits for {cause}", style.dot());
     }
     if let Some(text) = straggler(&progress.status) {
-        line += &format!("{}{text}", style.dot());
+        line += &format!("{}straggler: {text}", style.dot());
     }
     let mut lines = vec![line];
     let all = progress.status.nodes.iter().zip(&progress.nodes);

@@ -2,13 +2,15 @@
 
 use console::measure_text_width;
 
-use super::phrases::{engine_load, node_name, run_line, straggler, waits_for};
+use super::phrases::{engine_load, node_name, short_run_line as run_line, straggler, waits_for};
 use super::style::{Style, Tint};
 use super::text::{percent, seconds, short, speed, thousands};
 use crate::event::{NodeInfo, NodeProgress, Progress};
 
 /// Engines that get a line each.
 const ENGINES: usize = 3;
+/// Columns that a node's name gets at least.
+const LEAST_NAME: usize = 8;
 /// Lines of the panel of requests.
 const PANEL: usize = 6;
 
@@ -47,13 +49,7 @@ pub fn render(
     if let Some(text) = straggler(&progress.status) {
         below.push(style.cut(&named("straggler", &text), width));
     }
-    let run = format!(
-        "{}{}{}",
-        run_line(progress, style),
-        style.dot(),
-        seconds(progress.seconds)
-    );
-    below.push(style.cut(&named("run", &run), width));
+    below.push(style.cut(&named("run", &run_line(progress, style)), width));
 
     let room = height.saturating_sub(below.len() + 2).max(1);
     let mut lines = table(progress, style, width, room);
@@ -150,11 +146,16 @@ fn table(progress: &Progress, style: Style, width: usize, room: usize) -> Vec<St
         "10 s" => 5,
         _ => 6,
     };
-    let widths: Vec<usize> = columns
-        .iter()
-        .map(|column| column.width().max(least(column)))
-        .collect();
-    let fixed: usize = widths.iter().map(|width| width + gap.len()).sum();
+    let width_of = |column: &Column| column.width().max(least(column));
+    let taken = |columns: &[Column]| columns.iter().map(|c| width_of(c) + gap.len()).sum::<usize>();
+    // On a terminal too narrow for all, what can best be done without goes first.
+    for head in ["", "rows/s", "failed", "10 s"] {
+        if taken(&columns) + LEAST_NAME > width {
+            columns.retain(|column| column.head != head);
+        }
+    }
+    let fixed = taken(&columns);
+    let widths: Vec<usize> = columns.iter().map(width_of).collect();
     let names: Vec<String> = nodes.iter().map(|(info, _)| label(info, style)).collect();
     let longest = names
         .iter()
@@ -163,7 +164,7 @@ fn table(progress: &Progress, style: Style, width: usize, room: usize) -> Vec<St
         .unwrap_or(0);
     let free = width.saturating_sub(fixed + gap.len());
     let least_bar = if narrow { 6 } else { 8 };
-    let name_width = longest.min(free.saturating_sub(least_bar).max(8));
+    let name_width = longest.min(free.saturating_sub(least_bar).max(LEAST_NAME));
     // A bar too short to read is none.
     let bar_width = free.saturating_sub(name_width).min(40);
     let bar_width = if bar_width < 4 { 0 } else { bar_width };
@@ -187,7 +188,7 @@ fn table(progress: &Progress, style: Style, width: usize, room: usize) -> Vec<St
             line += gap;
             line += &tint.map_or_else(|| cell_text.clone(), |tint| style.paint(tint, &cell_text));
         }
-        lines.push(line);
+        lines.push(style.cut(&line, width));
     }
     if shown.len() < all.len() {
         lines.push(style.paint(

@@ -168,7 +168,9 @@ impl Tracker {
     /// Brings rates, totals and times to go up to date with `progress.status`.
     pub fn update(&mut self, progress: &mut Progress) {
         let status = &progress.status;
-        progress.failed = progress.failed.max(status.errors);
+        // Failures show before they are written.
+        let failed = status.traffic.iter().map(|node| node.failed).sum();
+        progress.failed = status.errors.max(failed);
         let now = Sample {
             at: progress.seconds,
             nodes: status.traffic.iter().map(asked).collect(),
@@ -201,11 +203,12 @@ impl Tracker {
                 total,
                 rate,
                 recent,
+                speed,
                 eta: to_do.filter(|_| speed > 0.0).map(|rows| rows as f64 / speed),
             }
         });
         progress.nodes = nodes.collect();
-        progress.eta = progress.nodes.iter().filter_map(|node| node.eta).reduce(f64::max);
+        progress.eta = time_to_go(status, &progress.nodes);
         if self.window.back().is_none_or(|last| now.at - last.at >= APART) {
             if self.window.is_empty() {
                 self.window.push_back(start);
@@ -231,6 +234,34 @@ impl Tracker {
         }
         news
     }
+}
+
+/// Seconds until the last node is done: that of the engine with the most to do, whose Steps share its
+/// speed, or of an Apply. None while that cannot be known.
+fn time_to_go(status: &Status, nodes: &[NodeProgress]) -> Option<f64> {
+    let mut engines: Vec<(&str, f64, f64)> = Vec::new();
+    let mut longest: Option<f64> = None;
+    for (info, node) in status.nodes.iter().zip(nodes) {
+        let to_do = node.total?.rows.saturating_sub(node.traffic.done) as f64;
+        let Some(engine) = &info.engine else {
+            longest = longest.into_iter().chain(node.eta).reduce(f64::max);
+            continue;
+        };
+        match engines.iter_mut().find(|(name, ..)| name == engine) {
+            Some((_, sum, speed)) => {
+                *sum += to_do;
+                *speed += node.speed;
+            }
+            None => engines.push((engine, to_do, node.speed)),
+        }
+    }
+    for (_, to_do, speed) in engines {
+        if to_do > 0.0 {
+            let time = Some(to_do / speed).filter(|time| time.is_finite())?;
+            longest = Some(longest.map_or(time, |longest| longest.max(time)));
+        }
+    }
+    longest
 }
 
 /// Rows done by this process that took their time.
