@@ -120,7 +120,9 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
     printer.notice(&summary(stats, counts, times, style(global), columns()));
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
-            printer.notice(&format!("{rows_failed} rows are in {out}/errors/"));
+            let rows = thousands(rows_failed);
+            let are = if rows_failed == 1 { "row is" } else { "rows are" };
+            printer.notice(&format!("{rows} {are} in {out}/errors/"));
             Exit::RowErrors
         }
         (RunState::Finished, _) => Exit::Done,

@@ -218,6 +218,8 @@ pub struct Progress {
     pub recent: f64,
     /// Seconds until the slowest node is done.
     pub eta: Option<f64>,
+    /// Seconds for which the first row that is not written has been the same.
+    pub stuck: f64,
     /// What the run is at right now.
     pub status: Status,
     /// Events that a slow reader missed.

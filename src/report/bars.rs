@@ -79,8 +79,6 @@ impl Report for Bars {
         let Some(line) = self.news.line(event, progress) else {
             return;
         };
-        // What an engine or a row says is not to move the cursor.
-        let line = line.replace(|c: char| c.is_control() && c != '\n', " ");
         let line = wrap(&line, usize::from(self.size.size().1).saturating_sub(1));
         match event {
             // The screen says so where it matters, for as long as it is so.

@@ -2,9 +2,14 @@
 
 use std::collections::HashSet;
 
+use console::strip_ansi_codes;
+
 use super::style::Style;
 use super::text::{duration, percent, seconds, speed, thousands};
 use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status};
+
+/// Seconds after which a row that holds up the writing is worth a word.
+const STRAGGLER: f64 = 5.0;
 
 /// `12,345 of 100,000 rows (12%) · 1,234/s, last 10 s 1,180/s · 3 failed · about 3m 20s left`.
 pub(super) fn run_line(progress: &Progress, style: Style) -> String {
@@ -56,11 +61,11 @@ fn share_done(progress: &Progress) -> String {
 pub(super) fn waits_for(status: &Status) -> Option<String> {
     if let Some(engine) = status.engines.iter().find(|engine| engine.trouble.is_some()) {
         let next = match engine.retry_in.map(f64::ceil) {
-            Some(seconds) if seconds > 0.0 => format!(", next try in {seconds} s"),
-            _ => ", trying now".into(),
+            Some(wait) if wait > 0.0 => format!("next try in {}", seconds(wait)),
+            _ => "being tried now".into(),
         };
-        let trouble = engine.trouble.as_deref().unwrap_or_default();
-        return Some(format!("engine {} ({trouble}){next}", engine.name));
+        let trouble = on_one_line(engine.trouble.as_deref().unwrap_or_default());
+        return Some(format!("engine {}, {next}: {trouble}", engine.name));
     }
     if status.disk_is_behind {
         return Some("the disk: finished rows cannot be written fast enough".into());
@@ -95,12 +100,19 @@ pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
     text
 }
 
-/// Where writing stands when a straggler holds it up.
-pub(super) fn straggler(status: &Status) -> Option<String> {
-    let row = status.behind.filter(|_| status.rows_waiting > 0)?;
-    let done = rows(status.rows_waiting);
-    let are = if status.rows_waiting == 1 { "is" } else { "are" };
-    Some(format!("row {row} is still out; {done} after it {are} done"))
+/// The row that all others have waited for, for a while now.
+pub(super) fn straggler(progress: &Progress) -> Option<String> {
+    let row = progress.status.behind.filter(|_| progress.stuck >= STRAGGLER)?;
+    let after = progress.done().saturating_sub(row);
+    if after == 0 {
+        return None;
+    }
+    let are = if after == 1 { "is" } else { "are" };
+    Some(format!(
+        "row {row} is out for {}; {} after it {are} done",
+        seconds(progress.stuck),
+        rows(after)
+    ))
 }
 
 fn rows(n: u64) -> String {
@@ -125,7 +137,7 @@ pub(super) struct News {
 impl News {
     /// The line for an event, if it is worth one.
     pub(super) fn line(&mut self, event: &Event, progress: &Progress) -> Option<String> {
-        Some(match event {
+        let line = match event {
             Event::Resumed { rows, answers } => {
                 let of = progress
                     .total
@@ -152,7 +164,8 @@ impl News {
             Event::EngineReady { engine } => format!("engine {engine}: answers again"),
             Event::Warning { message } => format!("warning: {message}"),
             _ => return None,
-        })
+        };
+        Some(on_one_line(&line))
     }
 }
 
@@ -187,6 +200,11 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
     if *missed > 0 {
         text = format!("({} requests not shown) {text}", thousands(*missed));
     }
-    // One request, one line, whatever the engine said.
+    on_one_line(&text)
+}
+
+/// What someone else said, so that it can neither break a line nor move a cursor.
+pub(super) fn on_one_line(text: &str) -> String {
+    let text = strip_ansi_codes(text);
     text.replace(|c: char| c.is_control(), " ")
 }

@@ -92,7 +92,7 @@ fn lines(progress: &Progress, style: Style) -> Vec<String> {
     if let Some(cause) = waits_for(&progress.status) {
         line += &format!("{}waits for {cause}", style.dot());
     }
-    if let Some(text) = straggler(&progress.status) {
+    if let Some(text) = straggler(progress) {
         line += &format!("{}straggler: {text}", style.dot());
     }
     let mut lines = vec![line];

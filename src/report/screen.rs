@@ -46,7 +46,7 @@ pub fn render(
             line
         });
     }
-    if let Some(text) = straggler(&progress.status) {
+    if let Some(text) = straggler(progress) {
         below.push(style.cut(&named("straggler", &text), width));
     }
     below.push(style.cut(&named("run", &run_line(progress, style)), width));
@@ -65,6 +65,9 @@ pub fn render(
     lines
 }
 
+/// A text and what it means.
+type Cell = (String, Option<Tint>);
+
 /// A column of the table.
 struct Column {
     head: &'static str,
@@ -73,7 +76,7 @@ struct Column {
 }
 
 impl Column {
-    fn new(head: &'static str, cells: Vec<(String, Option<Tint>)>) -> Self {
+    fn new(head: &'static str, cells: Vec<Cell>) -> Self {
         let (cells, tints) = cells.into_iter().unzip();
         Self { head, cells, tints }
     }
@@ -95,7 +98,7 @@ fn table(progress: &Progress, style: Style, width: usize, room: usize) -> Vec<St
     let (wide, narrow) = (width >= 99, width < 71);
     let gap = if narrow { " " } else { "  " };
     let number = |n: u64| if wide { thousands(n) } else { short(n) };
-    let cells = |cell: &dyn Fn(&NodeInfo, &NodeProgress) -> (String, Option<Tint>)| {
+    let cells = |cell: &dyn Fn(&NodeInfo, &NodeProgress) -> Cell| {
         nodes
             .iter()
             .map(|(info, node)| cell(info, node))

@@ -69,15 +69,17 @@ impl Column {
     }
 }
 
+/// One of a node's counts.
+type Count = fn(&NodeCounts) -> u64;
+
 fn fates(counts: &Counts) -> Vec<Column> {
     let nodes = || counts.nodes.values();
-    let column =
-        |head: &str, of: fn(&NodeCounts) -> u64| Column::new(head, nodes().map(|node| thousands(of(node))));
+    let column = |head: &str, of: Count| Column::new(head, nodes().map(|node| thousands(of(node))));
     let mut columns = vec![
         column("rows", |node| node.rows),
         column("emitted", |node| node.emitted),
     ];
-    let rare: [(&str, fn(&NodeCounts) -> u64); 3] = [
+    let rare: [(&str, Count); 3] = [
         ("filtered", |node| node.filtered),
         ("skipped", |node| node.skipped),
         ("nulled", |node| node.nulled),

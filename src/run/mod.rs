@@ -236,6 +236,7 @@ pub fn run(
         });
     }
     let rows_resumed = checkpoint.counts.rows_in;
+    let seconds_before = checkpoint.times.seconds;
     let session = Session {
         config: &config,
         broker,
@@ -246,9 +247,10 @@ pub fn run(
         ledger,
         checkpoint,
         out: &out,
+        started,
     };
     let Ended {
-        checkpoint,
+        mut checkpoint,
         result,
         interrupted,
         unwritten,
@@ -273,6 +275,7 @@ pub fn run(
     }
     let mut stats = stats(&checkpoint.counts, state, started);
     stats.rows_resumed = rows_resumed;
+    checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
         timings.finished = Some(rfc3339(SystemTime::now()));
         timings.seconds = Some(stats.seconds);
@@ -316,6 +319,7 @@ struct Session<'a> {
     ledger: Option<Arc<Ledger>>,
     checkpoint: Checkpoint,
     out: &'a OutDir,
+    started: Instant,
 }
 
 impl Session<'_> {
@@ -331,6 +335,7 @@ impl Session<'_> {
             ledger,
             checkpoint,
             out,
+            started,
         } = self;
         let plan = config.plan.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -372,7 +377,7 @@ impl Session<'_> {
         let checkpoint_path = out.private.join("checkpoint.json");
         let committer = Committer {
             writer,
-            started: Instant::now(),
+            started,
             seconds_before: checkpoint.times.seconds,
             checkpoint,
             checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,

@@ -160,6 +160,8 @@ struct Sample {
 #[derive(Default)]
 pub struct Tracker {
     window: VecDeque<Sample>,
+    /// The first row that is not written, and since when.
+    behind: (Option<u64>, f64),
     /// The totals that readers know of.
     told: Vec<Option<Total>>,
 }
@@ -176,6 +178,10 @@ impl Tracker {
             nodes: status.traffic.iter().map(asked).collect(),
             rows: progress.rows + status.rows_waiting,
         };
+        if status.behind != self.behind.0 {
+            self.behind = (status.behind, now.at);
+        }
+        progress.stuck = now.at - self.behind.1;
         let seconds = now.at.max(0.001);
         // The oldest sample that is not older than the window; at first, the beginning of the run.
         while self.window.get(1).is_some_and(|next| now.at - next.at >= WINDOW) {
