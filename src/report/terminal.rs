@@ -24,8 +24,10 @@ struct State {
     pending: String,
     /// Widths of the lines that were written since the cursor last went up.
     lines: Vec<usize>,
-    /// The cursor stands below the frame that `lines` tells of.
+    /// The cursor stands below the lines that `lines` tells of.
     below: bool,
+    /// Of them, how many less one are to be written over, if any are.
+    over: usize,
     /// A line was written; its filling follows.
     in_line: bool,
 }
@@ -53,17 +55,9 @@ impl TermLike for Terminal {
         self.term.size().0.max(1)
     }
 
-    /// The first of these after a frame goes to its beginning, where the next one is written over it.
+    /// indicatif goes to the first of its lines, clears them one by one, and goes there again.
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        let width = usize::from(self.width());
-        let mut state = self.lock();
-        if std::mem::take(&mut state.below) {
-            // What the terminal wrapped when it was made narrower takes more than a row.
-            let frame = state.lines.iter().rev().take(n + 1);
-            let rows: usize = frame.map(|line| line.div_ceil(width).max(1)).sum();
-            state.pending += &format!("\x1b[{rows}A\r");
-            state.lines.clear();
-        }
+        self.lock().over = n;
         Ok(())
     }
 
@@ -81,6 +75,9 @@ impl TermLike for Terminal {
 
     fn write_line(&self, text: &str) -> io::Result<()> {
         let mut state = self.lock();
+        if std::mem::take(&mut state.below) {
+            state.lines.clear();
+        }
         state.pending += text;
         state.pending += "\x1b[K\r\n";
         state.lines.push(measure_text_width(text));
@@ -98,8 +95,18 @@ impl TermLike for Terminal {
         Ok(())
     }
 
-    /// Nothing: lines are written over, and the rest of the screen is cleared at the end.
+    /// The first of these goes to where the next frame is written over the last one; the rest of the screen
+    /// is cleared at the end.
     fn clear_line(&self) -> io::Result<()> {
+        let width = usize::from(self.width());
+        let mut state = self.lock();
+        if std::mem::take(&mut state.below) {
+            // What the terminal wrapped when it was made narrower takes more than a row.
+            let frame = state.lines.iter().rev().take(state.over + 1);
+            let rows: usize = frame.map(|line| line.div_ceil(width).max(1)).sum();
+            state.pending += &format!("\x1b[{rows}A\r");
+            state.lines.clear();
+        }
         Ok(())
     }
 

@@ -243,7 +243,7 @@ impl Tracker {
 }
 
 /// Seconds until the last node is done: that of the engine with the most to do, whose Steps share its
-/// speed, or of an Apply. None while that cannot be known.
+/// speed, or of an Apply. None while that cannot be known, as when an engine takes no requests.
 fn time_to_go(status: &Status, nodes: &[NodeProgress]) -> Option<f64> {
     let mut engines: Vec<(&str, f64, f64)> = Vec::new();
     let mut longest: Option<f64> = None;
@@ -260,6 +260,9 @@ fn time_to_go(status: &Status, nodes: &[NodeProgress]) -> Option<f64> {
             }
             None => engines.push((engine, to_do, node.speed)),
         }
+    }
+    if status.engines.iter().any(|engine| engine.trouble.is_some()) {
+        return None;
     }
     for (_, to_do, speed) in engines {
         if to_do > 0.0 {

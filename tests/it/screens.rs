@@ -199,6 +199,30 @@ fn a_finished_run_leaves_its_summary() {
 }
 
 #[test]
+fn what_happens_stands_above_the_bars() {
+    let server = holds_after(8);
+    let bench = Bench::new(&chain(&server), rows(40));
+    assert_eq!(bench.run(&["--limit", "2"]).code, 0);
+    let mut terminal = Terminal::start(&bench, &["--limit", "40"], &[], (100, 30));
+    let screen = terminal.until("row that failed", |screen| {
+        screen.contains("row failed at clean (apply): no text") && live(screen).contains("40/40")
+    });
+    let place = |text: &str| {
+        screen
+            .find(text)
+            .unwrap_or_else(|| panic!("no {text} in\n{screen}"))
+    };
+    let resumed = place("resuming: 2 of 40 rows are done, 0 answers on file are not asked again\n");
+    assert!(place("engines") < resumed && resumed < place("row failed at clean"));
+    assert!(place("row failed at clean") < place("last 10 s"), "{screen}");
+    assert_eq!(screen.matches("last 10 s").count(), 1, "{screen}");
+    terminal.types("\x03");
+    terminal.until("warning", |screen| screen.contains("stopping:"));
+    terminal.types("\x03");
+    assert_eq!(terminal.ends(), 130);
+}
+
+#[test]
 fn a_terminal_that_is_not_read_stops_nobody() {
     let bench = Bench::new(
         "name: t\nsteps:\n  - {id: n, apply: {jq: 'if .n % 3 == 0 then error(\"x\\(.n)\") else . end'}}\n",
