@@ -51,7 +51,7 @@ pub enum Event {
     /// How many rows a node has to do, over all resumes: while the run goes on, what its input and the
     /// nodes before it let expect (when that changed, and at most once a second); at its end, what came.
     StepTotal {
-        /// The node's id.
+        /// The node's id; `chain_input` for the input rows in all, once they are counted.
         node: String,
         /// Rows that have come and will come.
         total: u64,

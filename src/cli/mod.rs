@@ -4,6 +4,7 @@ mod args;
 mod inspect;
 mod printer;
 mod run;
+mod screen;
 
 use std::process::ExitCode;
 

@@ -8,44 +8,11 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::args::{Color, Global};
-use crate::event::Report;
-use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, say, speaks_unicode};
+use crate::report::say;
 use crate::run::rfc3339;
 
 /// How long a line may wait for whoever should read it.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How screens are drawn on stderr, as the flags, the environment and the terminal say. A log file is
-/// written in UTF-8 whatever the locale: only a terminal can be unable to show it.
-pub(crate) fn style(global: &Global) -> Style {
-    let unicode = !std::io::stderr().is_terminal() || speaks_unicode();
-    Style {
-        color: match global.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => is_colourful(),
-        },
-        unicode,
-        icons: unicode && !global.no_icons,
-        max_branches: global.max_branches,
-    }
-}
-
-/// Who watches the run.
-pub(crate) fn report(global: &Global) -> Box<dyn Report> {
-    match (global.json_logs, global.quiet) {
-        (true, quiet) => Box::new(JsonLogs { quiet }),
-        (false, true) => Box::new(Quiet),
-        (false, false) if can_draw() => Box::new(Bars::new(style(global))),
-        (false, false) => Box::new(Plain::stderr(style(global))),
-    }
-}
-
-/// Columns of the terminal on stderr, if there is one.
-pub(crate) fn columns() -> Option<usize> {
-    let size = console::Term::stderr().size_checked();
-    size.map(|(_, columns)| usize::from(columns))
-}
 
 /// The capability to print: what `--quiet` or `--json-logs` rule out goes nowhere, without an `if` at
 /// the caller. A stderr that is closed, or full and never read, holds nobody up.
@@ -113,7 +80,7 @@ impl Printer {
     }
 }
 
-fn is_colourful() -> bool {
+pub(super) fn is_colourful() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     std::io::stderr().is_terminal()
         && !is_dumb

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{Format, Global, MaxErrors, RunArgs};
-use super::inspect::tree_options;
-use super::printer::{Printer, columns, report, style};
+use super::printer::Printer;
+use super::screen::{columns, report, style, tree};
 use super::{Exit, compile, explain_error};
 use crate::engine::broker::Broker;
 use crate::event::{Event, Recent, RunState, RunStats};
-use crate::plan::{Plan, explain};
+use crate::plan::explain;
 use crate::report::{summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
 
@@ -83,19 +83,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             finish(args, global, &outcome, printer)
         }
     }
-}
-
-/// The chain as a tree for the terminal: its signs, its width.
-fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
-    let style = style(global);
-    let mut options = tree_options(global);
-    options.no_icons = !style.icons;
-    let tree = style.spelled(&explain::tree(plan, options));
-    let lines: Vec<String> = tree
-        .lines()
-        .map(|line| style.cut(line, columns.saturating_sub(1)))
-        .collect();
-    lines.join("\n") + "\n\n"
 }
 
 /// Says how the run ended.

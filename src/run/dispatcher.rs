@@ -200,6 +200,7 @@ fn count(progress: &mut Progress, event: &Event) {
             progress.rows_before = *rows;
             progress.answers_before = *answers;
         }
+        Event::StepTotal { node, total, .. } if node == "chain_input" => progress.total = Some(*total),
         Event::ChunkFinished { rows, failed, .. } => {
             progress.rows += rows;
             progress.failed += failed;
