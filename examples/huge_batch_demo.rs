@@ -8,7 +8,7 @@
 use std::error::Error;
 
 use chainette::chain::{Branch, Chain, Node};
-use chainette::report::Plain;
+use chainette::report::{Plain, Style};
 use chainette::row::Record;
 use chainette::source::Generated;
 
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     let stats = chain
         .job_over(input, out)
-        .report(Plain::default())
+        .report(Plain::stderr(Style::default()))
         .run()?
         .into_result()?;
     println!(

@@ -1,6 +1,13 @@
 //! Facts about the flow: what happened, as data. Nobody here prints.
 
+mod progress;
+
 use std::sync::Arc;
+use std::time::Duration;
+
+pub use progress::{
+    EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Status, Total, Traffic,
+};
 
 use crate::row::ErrorKind;
 
@@ -41,12 +48,15 @@ pub enum Event {
         /// Failed rows among them.
         failed: u64,
     },
-    /// How many rows a node has to do, as far as known.
+    /// How many rows a node has to do, over all resumes: while the run goes on, what its input and the
+    /// nodes before it let expect (when that changed, and at most once a second); at its end, what came.
     StepTotal {
         /// The node's id; `chain_input` for the input rows in all, once they are counted.
         node: String,
-        /// Rows that will arrive.
+        /// Rows that have come and will come.
         total: u64,
+        /// Reckoned from how many rows the nodes before it left so far.
+        estimate: bool,
     },
     /// Rows a node brought to an end since the last such event.
     RowsFinished {
@@ -99,6 +109,8 @@ pub enum Event {
         /// The sentence.
         message: String,
     },
+    /// A request that was answered or failed (only with `--verbose`, and then a bounded number per second).
+    Request(Exchange),
     /// The run ended.
     RunFinished(RunStats),
 }
@@ -119,6 +131,7 @@ impl Event {
             Self::ShardRolled { .. } => "shard_rolled",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Warning { .. } => "warning",
+            Self::Request(_) => "request",
             Self::RunFinished(_) => "run_finished",
         }
     }
@@ -212,45 +225,16 @@ impl std::fmt::Debug for EventSender {
     }
 }
 
-/// What a run is at, asked for when a progress line is due.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Finished rows of chunks that are not complete.
-    pub rows_waiting: u64,
-    /// The first row that is not written.
-    pub behind: Option<u64>,
-    /// What the engines are at, one phrase each.
-    pub engines: Vec<String>,
-}
-
-/// A count over a run, for progress lines.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Progress {
-    /// Input rows committed before this process started.
-    pub rows_before: u64,
-    /// Input rows committed by this process.
-    pub rows: u64,
-    /// Failed rows among them.
-    pub failed: u64,
-    /// Input rows in all, if known.
-    pub total: Option<u64>,
-    /// Rows done by node, in the order in which nodes first finished rows.
-    pub nodes: indexmap::IndexMap<String, u64>,
-    /// Seconds since this process started the run.
-    pub seconds: f64,
-    /// Rows per second over the last interval.
-    pub recent: f64,
-    /// What the run is at right now.
-    pub status: Status,
-    /// Events that a slow reader missed.
-    pub dropped: u64,
-}
-
 /// A reader of the event stream. It runs on a thread of its own and may be slow.
 pub trait Report: Send {
     /// Something happened, at this time.
     fn event(&mut self, at: std::time::SystemTime, event: &Event, progress: &Progress);
 
-    /// Ten seconds have passed.
+    /// How often it wants to be ticked.
+    fn every(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// That time has passed.
     fn tick(&mut self, progress: &Progress);
 }

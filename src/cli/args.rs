@@ -28,6 +28,9 @@ pub(crate) struct Global {
     /// Write one JSON object per line to stderr, and nothing else there
     #[arg(long, global = true)]
     pub(crate) json_logs: bool,
+    /// Show requests and retries as they happen, at a bounded rate
+    #[arg(long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
     /// When to use colour
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub(crate) color: Color,

@@ -5,6 +5,7 @@ mod dry_run;
 mod inspect;
 mod printer;
 mod run;
+mod screen;
 
 use std::process::ExitCode;
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::args::{Format, Global, MaxErrors, RunArgs};
-use super::inspect::tree_options;
-use super::{Exit, compile, explain_error, printer::Printer};
+use super::printer::Printer;
+use super::screen::{columns, report, style, tree};
+use super::{Exit, compile, explain_error};
 use crate::engine::broker::Broker;
-use crate::event::{Event, Report, RunState, RunStats};
+use crate::event::{Event, Recent, RunState, RunStats};
 use crate::plan::explain;
-use crate::report::{JsonLogs, Plain, Quiet, summary, thousands};
+use crate::report::{summary, thousands};
 use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
 use crate::sink;
 use crate::source::open_input;
@@ -35,15 +36,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
     }
-    if std::io::stderr().is_terminal() {
-        printer.notice(&explain::tree(&plan, tree_options(global)));
+    if let (true, Some(columns)) = (std::io::stderr().is_terminal(), columns()) {
+        printer.notice(&tree(&plan, global, columns));
     }
-    let reports: Vec<Box<dyn Report>> = match (global.json_logs, global.quiet) {
-        (true, quiet) => vec![Box::new(JsonLogs { quiet })],
-        (false, true) => vec![Box::new(Quiet)],
-        (false, false) => vec![Box::new(Plain::default())],
-    };
-    let dispatcher = match Dispatcher::start(reports) {
+    let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,
         Err(error) => {
             printer.error(&format!("error: cannot start a thread: {error}"));
@@ -52,7 +48,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     };
     let events = dispatcher.events();
     let broker = match Broker::new(&plan.engines, events.clone()) {
-        Ok(broker) => Arc::new(broker),
+        Ok(broker) => Arc::new(broker.with_recent(global.verbose.then(Recent::default))),
         Err(error) => {
             printer.error(&explain_error(&error));
             return Exit::Usage;
@@ -98,13 +94,13 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         }
         Ok(outcome) => {
             dispatcher.finish(Event::RunFinished(outcome.stats.clone()));
-            finish(args, &outcome, printer)
+            finish(args, global, &outcome, printer)
         }
     }
 }
 
 /// Says how the run ended.
-fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
+fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) -> Exit {
     let RunStats {
         state, rows_failed, ..
     } = outcome.stats;
@@ -119,10 +115,15 @@ fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
             Exit::Done
         };
     }
-    printer.notice(&summary(&outcome.stats, &outcome.counts));
+    let Outcome {
+        stats, counts, times, ..
+    } = outcome;
+    printer.notice(&summary(stats, counts, times, style(global), columns()));
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
-            printer.notice(&format!("{rows_failed} rows are in {out}/errors/"));
+            let rows = thousands(rows_failed);
+            let are = if rows_failed == 1 { "row is" } else { "rows are" };
+            printer.notice(&format!("{rows} {are} in {out}/errors/"));
             Exit::RowErrors
         }
         (RunState::Finished, _) => Exit::Done,

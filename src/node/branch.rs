@@ -93,6 +93,9 @@ impl Walker {
             counts.rows += 1;
             counts.skipped += u64::from(runs == Ok(false));
         }
+        if self.one_by_one {
+            self.live.entered(ix.0, runs == Ok(false));
+        }
         match runs {
             Ok(true) => {
                 let state = State {

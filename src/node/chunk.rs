@@ -101,7 +101,7 @@ impl Walker {
 
     /// True when rows ask engines, so that each must be led on its own.
     pub fn asks(&self) -> bool {
-        self.plan.asks(&self.plan.main.0)
+        self.one_by_one
     }
 
     /// True when rows wait for processes, though not for engines: a chunk's rows then go out together.
@@ -116,6 +116,7 @@ impl Walker {
             for row in &chunk.rows {
                 self.arrived(self.arrival(row, &chunk.data), &mut out).await?;
             }
+            self.live.add(&out.tally);
             Ok(out)
         }
         .now_or_never()

@@ -6,11 +6,13 @@ mod branch;
 mod chunk;
 mod cpu;
 mod lines;
+pub mod live;
 pub mod output;
 pub mod preview;
 pub mod reply;
 pub mod retry;
 pub mod step;
+pub mod timing;
 mod walk;
 
 pub use apply::{WorkerError, Workers};

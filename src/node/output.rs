@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::timing::Timing;
 use crate::event::Usage;
 use crate::row::ErrorKind;
 
@@ -92,7 +93,7 @@ pub struct Failures {
 }
 
 /// What one node did besides writing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeOutput {
     /// The fates of the rows that came to it.
     pub fates: Fates,
@@ -100,10 +101,13 @@ pub struct NodeOutput {
     pub prompt_tokens: u64,
     /// See `prompt_tokens`.
     pub completion_tokens: u64,
+    /// Seconds of the rows that were measured.
+    #[serde(default, skip_serializing_if = "Timing::is_empty")]
+    pub timing: Timing,
 }
 
 /// The counts of an [`Output`]: everything but its lines.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// By node.
     pub nodes: Vec<NodeOutput>,
@@ -118,7 +122,7 @@ pub struct Tally {
 }
 
 /// Everything that some consecutive input rows leave behind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
     /// Lines by node.
     pub nodes: Vec<Lines>,
@@ -159,6 +163,13 @@ impl Output {
         }
     }
 
+    /// Counts a row's seconds at a node.
+    pub fn took(&mut self, node: usize, seconds: f64) {
+        if let Some(node) = self.tally.nodes.get_mut(node) {
+            node.timing.add(seconds);
+        }
+    }
+
     /// Counts an input row.
     pub fn input_row(&mut self, failed: bool) {
         self.tally.rows += 1;
@@ -194,6 +205,7 @@ impl Output {
             mine.fates.append(&mut theirs.fates);
             mine.prompt_tokens += theirs.prompt_tokens;
             mine.completion_tokens += theirs.completion_tokens;
+            mine.timing.merge(&theirs.timing);
         }
         for (mine, theirs) in self.tally.branches.iter_mut().zip(&other.tally.branches) {
             mine.rows += theirs.rows;

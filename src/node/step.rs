@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::answer::{Answer, AnswerKey, Answers};
 use super::cpu;
@@ -10,7 +11,7 @@ use super::retry::Tries;
 use crate::engine::broker::Broker;
 use crate::engine::client::schema::PreparedSchema;
 use crate::engine::{CallError, Finish, Message, Rendered, Reply, Request, Role, SharedEngine, Stop};
-use crate::event::Usage;
+use crate::event::{Exchange, Usage};
 use crate::expr::model::Model;
 use crate::plan::{EngineIx, Node, StepPlan};
 use crate::row::{ErrorKind, Record, RowError, RowId, write_str};
@@ -65,6 +66,8 @@ pub struct StepOutcome {
     pub result: Result<(Record, Option<Arc<str>>), RowError>,
     /// Tokens of all tries.
     pub usage: Usage,
+    /// From lease to answer, summed over the tries; none when every answer came from the ledger.
+    pub took: Option<Duration>,
 }
 
 /// The longest part of a bad reply that is shown to the model again, in characters.
@@ -134,12 +137,16 @@ impl Step {
             base: messages.len(),
             tries: Tries::default(),
             usage: Usage::default(),
+            took: None,
             last: None,
         };
         loop {
             let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
-            let (answer, live) = self.turn(&question, talk.tries.turn, &rendered).await?;
+            let (answer, took) = self.turn(&question, talk.tries.turn, &rendered).await?;
             talk.tries.turn += 1;
+            if let Some(took) = took {
+                *talk.took.get_or_insert_default() += took;
+            }
             match answer {
                 Answer::Refused { kind, message } => return Ok(talk.failed(kind, message)),
                 Answer::Fault { kind, message } => {
@@ -147,18 +154,23 @@ impl Step {
                     if talk.tries.faults > self.retries.transport {
                         return Ok(talk.failed(kind, message));
                     }
-                    if live {
+                    if took.is_some() {
                         self.broker.pause(talk.tries.pause()).await?;
                     }
                 }
                 Answer::Reply(reply) => {
                     talk.tries.replies += 1;
                     talk.usage += reply.usage;
-                    match self.judge(&mut talk, &mut messages, &reply, question.model) {
+                    let verdict = self.judge(&mut talk, &mut messages, &reply, question.model);
+                    if let Some(took) = took {
+                        self.tell(&question, talk.tries.turn, took, || replied(&verdict, &reply));
+                    }
+                    match verdict {
                         Verdict::Done(record) => {
                             return Ok(StepOutcome {
                                 result: Ok((record, reply.reasoning.map(Into::into))),
                                 usage: talk.usage,
+                                took: talk.took,
                             });
                         }
                         Verdict::Again => talk.last = Some(reply.text),
@@ -181,13 +193,13 @@ impl Step {
         })
     }
 
-    /// One try: from the ledger, else live; true when it was live.
+    /// One try: from the ledger, else live, and then how long it took from lease to answer.
     async fn turn(
         &self,
         question: &Question<'_>,
         turn: u32,
         rendered: &Rendered,
-    ) -> Result<(Answer, bool), Stop> {
+    ) -> Result<(Answer, Option<Duration>), Stop> {
         let key = AnswerKey {
             node: &self.node,
             row_id: question.row_id,
@@ -195,33 +207,50 @@ impl Step {
             digest: rendered.digest,
         };
         if let Some(answer) = self.answers.find(&key) {
-            return Ok((answer, false));
+            return Ok((answer, None));
         }
         // The lease is held until the answer is on file: after a kill no more than the engine's
         // concurrency is asked again.
-        let (answer, _lease) = loop {
+        let (answer, _lease, asked) = loop {
             // Rows queue up while they are still led one after another, so that they are asked in order;
             // the call itself is not for the CPU pool.
             let lease = self.broker.acquire(self.engine).await?;
             cpu::leave().await;
+            let asked = Instant::now();
             match lease.call(rendered, turn).await {
-                Ok(reply) => break (Answer::Reply(reply), lease),
+                Ok(reply) => break (Answer::Reply(reply), lease, asked),
                 Err(CallError::Transport { kind, message }) => {
-                    break (Answer::Fault { kind, message }, lease);
+                    self.tell(question, turn + 1, asked.elapsed(), || told("failed", &message));
+                    break (Answer::Fault { kind, message }, lease, asked);
                 }
                 Err(CallError::Refused { kind, message }) => {
-                    break (Answer::Refused { kind, message }, lease);
+                    self.tell(question, turn + 1, asked.elapsed(), || told("refused", &message));
+                    break (Answer::Refused { kind, message }, lease, asked);
                 }
                 // The gate knows: the next lease comes when the engine is back, or never.
-                Err(CallError::Engine { .. } | CallError::Fatal { .. }) => {}
+                Err(CallError::Engine { message, .. } | CallError::Fatal { message }) => {
+                    self.tell(question, turn + 1, asked.elapsed(), || told("engine", &message));
+                }
             }
         };
+        let took = asked.elapsed();
         self.answers.keep(key, &answer).await.map_err(|error| {
             // Now, while we hold the lease: whoever asks next would lose the answer as well.
             self.broker.stop();
             Stop::Ledger(Arc::new(error))
         })?;
-        Ok((answer, true))
+        Ok((answer, Some(took)))
+    }
+
+    /// Tells those who want to see every request (`--verbose`).
+    fn tell(&self, question: &Question<'_>, attempt: u32, took: Duration, what: impl FnOnce() -> Exchange) {
+        self.broker.tell(self.engine, || Exchange {
+            node: self.node.clone(),
+            row_id: question.row_id.to_string(),
+            attempt,
+            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            ..what()
+        });
     }
 
     /// Decides on a reply, and sets up the next try if there is one.
@@ -312,6 +341,8 @@ struct Talk {
     base: usize,
     tries: Tries,
     usage: Usage,
+    /// From lease to answer, over all tries that were live.
+    took: Option<Duration>,
     /// The last reply's text.
     last: Option<String>,
 }
@@ -326,7 +357,32 @@ impl Talk {
                 reply: self.last,
             }),
             usage: self.usage,
+            took: self.took,
         }
+    }
+}
+
+/// What a reply was good for.
+fn replied(verdict: &Verdict, reply: &Reply) -> Exchange {
+    let (status, problem) = match verdict {
+        Verdict::Done(_) => ("answered", None),
+        Verdict::Again => ("bad_reply", None),
+        Verdict::Failed(_, problem) => ("bad_reply", Some(problem.clone())),
+    };
+    Exchange {
+        status,
+        problem,
+        usage: reply.usage,
+        ..Exchange::default()
+    }
+}
+
+/// What came instead of a reply.
+fn told(status: &'static str, problem: &str) -> Exchange {
+    Exchange {
+        status,
+        problem: Some(problem.to_owned()),
+        ..Exchange::default()
     }
 }
 

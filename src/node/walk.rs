@@ -1,6 +1,7 @@
 //! A row's way through the plan: nodes, fan-out, branches and joins.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -14,6 +15,7 @@ use crate::spec::OnError;
 use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
 use super::lines;
+use super::live::Live;
 use super::output::{Fate, Output};
 use super::step::{Question, Step};
 
@@ -25,7 +27,15 @@ pub struct Walker {
     pub(super) cpu: Cpu,
     /// By node; none but for Applies with processes of their own.
     pub(super) pools: Vec<Option<Arc<Pool>>>,
+    pub(super) live: Arc<Live>,
+    /// Rows go their own ways: each is counted, and timed, as it goes.
+    pub(super) one_by_one: bool,
 }
+
+/// In a plan without Steps, one row of so many is timed, and all of the first [`TIMED_AT_FIRST`]: two looks
+/// at the clock would cost a jq program of a microsecond a few percent.
+const TIMED_ONE_OF: u64 = 16;
+const TIMED_AT_FIRST: u64 = 512;
 
 /// Where an input row came from, for its errors.
 #[derive(Clone, Debug)]
@@ -97,11 +107,14 @@ enum Done {
 impl Walker {
     /// Leads rows through `plan`; `steps` by node, none for Applies.
     pub fn new(plan: Arc<Plan>, steps: Vec<Option<Step>>, cpu: Cpu) -> Self {
+        let one_by_one = plan.asks(&plan.main.0);
         Self {
             plan,
             steps,
             cpu,
             pools: Vec::new(),
+            live: Arc::default(),
+            one_by_one,
         }
     }
 
@@ -112,6 +125,27 @@ impl Walker {
             pools: workers.pools(),
             ..self
         }
+    }
+
+    /// Counts for those who watch.
+    #[must_use]
+    pub fn with_live(mut self, live: Arc<Live>) -> Self {
+        self.live = live;
+        self
+    }
+
+    /// Counts a row's fate at a node.
+    fn fate(&self, ix: NodeIx, fate: Fate, out: &mut Output) {
+        out.fate(ix.0, fate);
+        if self.one_by_one {
+            self.live.fate(ix.0, fate);
+        }
+    }
+
+    /// Whether an Apply is timed on this row.
+    fn is_timed(&self, id: &RowId) -> bool {
+        let ordinal = id.ordinal();
+        self.one_by_one || ordinal < TIMED_AT_FIRST || ordinal.is_multiple_of(TIMED_ONE_OF)
     }
 
     /// Leads one input row to its end and writes what it leaves behind to `out`.
@@ -232,10 +266,13 @@ impl Walker {
         let Some(node) = self.node_at(ix) else {
             return Ok(Done::On);
         };
+        if self.one_by_one {
+            self.live.came(ix.0);
+        }
         match self.holds(node.when.as_ref(), state) {
             Ok(true) => {}
             Ok(false) => {
-                out.fate(ix.0, Fate::Skipped);
+                self.fate(ix, Fate::Skipped, out);
                 set(state, node, Named::Null);
                 return Ok(Done::On);
             }
@@ -244,18 +281,23 @@ impl Walker {
         match &node.kind {
             NodeKind::Step(step) => self.step(ix, node, step, state, out).await,
             NodeKind::Apply(apply) => {
-                let done = match apply {
+                let timed = self.is_timed(&state.id);
+                let (done, took) = match apply {
                     ApplyPlan::Process(_) => match self.pools.get(ix.0) {
                         Some(Some(pool)) => {
+                            let started = Instant::now();
                             let emitted = pool.ask(&self.scope(state), &node.visible).await?;
-                            apply::checked(node, emitted)
+                            (apply::checked(node, emitted), Some(started.elapsed()))
                         }
-                        _ => apply::apply(node, apply, &self.scope(state)),
+                        _ => timed_apply(node, apply, &self.scope(state), timed),
                     },
                     // Cheap to reach on the pool itself: nothing is cloned there.
-                    _ if cpu::on_pool() => apply::apply(node, apply, &self.scope(state)),
+                    _ if cpu::on_pool() => timed_apply(node, apply, &self.scope(state), timed),
                     _ => self.apply_elsewhere(ix, state).await,
                 };
+                if let Some(took) = took {
+                    out.took(ix.0, took.as_secs_f64());
+                }
                 Ok(match done {
                     Err(error) => self.fail(ix, error, out),
                     Ok(mut records) => {
@@ -263,7 +305,7 @@ impl Walker {
                             0 => Fate::Filtered,
                             n => Fate::Emitted(u32::try_from(n).unwrap_or(u32::MAX)),
                         };
-                        out.fate(ix.0, fate);
+                        self.fate(ix, fate, out);
                         match (records.pop(), records.is_empty()) {
                             (None, _) => Done::Filtered,
                             (Some(record), true) => {
@@ -282,12 +324,12 @@ impl Walker {
     }
 
     fn fail(&self, ix: NodeIx, error: RowError, out: &mut Output) -> Done {
-        out.fate(ix.0, Fate::Failed);
+        self.fate(ix, Fate::Failed, out);
         Done::Failed(error)
     }
 
     /// Runs an Apply on the CPU pool for a row that is on the async side.
-    async fn apply_elsewhere(&self, ix: NodeIx, state: &State) -> Result<Vec<Record>, RowError> {
+    async fn apply_elsewhere(&self, ix: NodeIx, state: &State) -> Applied {
         let (plan, state) = (self.plan.clone(), state.clone());
         let work = move || match plan.nodes.get(ix.0) {
             Some(
@@ -295,11 +337,11 @@ impl Walker {
                     kind: NodeKind::Apply(apply),
                     ..
                 },
-            ) => apply::apply(node, apply, &scope(&plan, &state)),
-            _ => Ok(Vec::new()),
+            ) => timed_apply(node, apply, &scope(&plan, &state), true),
+            _ => (Ok(Vec::new()), None),
         };
         let crashed = || RowError::new(ErrorKind::Apply, "the Apply panicked on this row");
-        self.cpu.run(work).await.unwrap_or_else(|| Err(crashed()))
+        self.cpu.run(work).await.unwrap_or_else(|| (Err(crashed()), None))
     }
 
     async fn step(
@@ -326,12 +368,16 @@ impl Walker {
                     })
                     .await?;
                 out.usage(ix.0, outcome.usage);
+                match outcome.took {
+                    Some(took) => out.took(ix.0, took.as_secs_f64()),
+                    None => self.live.reused(ix.0),
+                }
                 outcome.result
             }
         };
         match result {
             Ok((record, reasoning)) => {
-                out.fate(ix.0, Fate::Emitted(1));
+                self.fate(ix, Fate::Emitted(1), out);
                 self.emit(ix, state, record, out);
                 if let (true, Some(text), Some(slot)) = (
                     node.yield_output,
@@ -343,7 +389,7 @@ impl Walker {
                 Ok(Done::On)
             }
             Err(_) if plan.on_error == OnError::Null => {
-                out.fate(ix.0, Fate::Nulled);
+                self.fate(ix, Fate::Nulled, out);
                 set(state, node, Named::Null);
                 Ok(Done::On)
             }
@@ -418,4 +464,13 @@ fn set(state: &mut State, node: &Node, value: Named) {
     if let (true, Some(slot)) = (node.yield_output, state.names.get_mut(node.name.0)) {
         *slot = value;
     }
+}
+
+/// What an Apply made of a row, and how long it took if that was asked.
+type Applied = (Result<Vec<Record>, RowError>, Option<Duration>);
+
+fn timed_apply(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>, timed: bool) -> Applied {
+    let started = timed.then(Instant::now);
+    let done = apply::apply(node, apply, scope);
+    (done, started.map(|started| started.elapsed()))
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::say;
-use crate::event::{Event, Progress, Report, RunStats};
+use crate::event::{Event, Exchange, Progress, Report, RunStats};
 use crate::run::rfc3339;
 
 /// Writes every event as a JSON line.
@@ -26,6 +26,11 @@ impl Report for JsonLogs {
     fn tick(&mut self, _: &Progress) {}
 }
 
+/// The JSON Schema of every line of `--json-logs`.
+pub fn events_schema() -> &'static str {
+    include_str!("events.schema.json")
+}
+
 /// An event as one JSON object: `ts`, `event`, then its fields.
 pub fn json_line(at: SystemTime, event: &Event) -> Value {
     let fields = match event {
@@ -35,7 +40,13 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
         Event::Resumed { rows, answers } => json!({"rows": rows, "answers": answers}),
         Event::ChunkStarted { seq, rows } => json!({"chunk": seq, "rows": rows}),
         Event::ChunkFinished { seq, rows, failed } => json!({"chunk": seq, "rows": rows, "failed": failed}),
-        Event::StepTotal { node, total } => json!({"node": node, "total": total}),
+        Event::StepTotal {
+            node,
+            total,
+            estimate,
+        } => {
+            json!({"node": node, "total": total, "estimate": estimate})
+        }
         Event::RowsFinished { node, rows } => json!({"node": node, "rows": rows}),
         Event::RowsFailed {
             node,
@@ -56,6 +67,27 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
         Event::ShardRolled { path, rows, bytes } => json!({"path": path, "rows": rows, "bytes": bytes}),
         Event::Checkpoint { rows } => json!({"rows": rows}),
         Event::Warning { message } => json!({"message": message}),
+        Event::Request(Exchange {
+            node,
+            row_id,
+            engine,
+            attempt,
+            status,
+            ms,
+            usage,
+            problem,
+            missed,
+        }) => {
+            let mut fields = json!({
+                "node": node, "row_id": row_id, "engine": engine, "attempt": attempt, "status": status, "ms": ms,
+                "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
+                "missed": missed,
+            });
+            if let (Some(problem), Some(fields)) = (problem, fields.as_object_mut()) {
+                fields.insert("problem".into(), problem.as_str().into());
+            }
+            fields
+        }
         Event::RunFinished(RunStats {
             state,
             rows_in,

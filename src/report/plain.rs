@@ -1,78 +1,129 @@
 //! Plain lines on stderr: one every ten seconds, and one per change. They read well in a Slurm log.
 
-use std::collections::HashSet;
 use std::time::SystemTime;
 
-use super::{duration, say, thousands};
+use super::phrases::{News, node_name, request, run_line, straggler, waits_for};
+use super::say;
+use super::style::Style;
+use super::text::{percent, seconds, speed, thousands};
 use crate::event::{Event, Progress, Report};
 
+/// Seconds between progress lines.
+const EVERY: f64 = 10.0;
+/// Requests told per second at most (`--verbose`).
+const REQUESTS: u64 = 5;
+/// Nodes named in a progress line.
+const NODES: usize = 6;
+
+/// Where lines go.
+pub type Lines = Box<dyn FnMut(&str) + Send>;
+
 /// Writes plain lines.
-#[derive(Debug, Default)]
 pub struct Plain {
-    /// Failures are shown once per place and kind; the rest is in errors/.
-    shown: HashSet<(String, &'static str)>,
+    style: Style,
+    out: Lines,
+    news: News,
+    /// When the next line is due, in seconds of the run.
+    due: f64,
+    /// Requests told, and passed over, since the last tick.
+    told: u64,
+    passed: u64,
+}
+
+impl Plain {
+    /// Lines for stderr.
+    pub fn stderr(style: Style) -> Self {
+        Self::new(style, Box::new(say))
+    }
+
+    /// Lines for anywhere.
+    pub fn new(style: Style, out: Lines) -> Self {
+        Self {
+            style,
+            out,
+            news: News::default(),
+            due: EVERY,
+            told: 0,
+            passed: 0,
+        }
+    }
 }
 
 impl Report for Plain {
-    fn event(&mut self, _: SystemTime, event: &Event, _: &Progress) {
-        match event {
-            Event::Resumed { rows, answers } => {
-                say(&format!(
-                    "resuming: {} rows are done, {} answers on file are not asked again",
-                    thousands(*rows),
-                    thousands(*answers)
-                ));
+    fn event(&mut self, _: SystemTime, event: &Event, progress: &Progress) {
+        if let Event::Request(exchange) = event {
+            if self.told < REQUESTS {
+                self.told += 1;
+                (self.out)(&request(exchange, self.style));
+            } else {
+                self.passed += 1;
             }
-            Event::RowsFailed {
-                node, kind, example, ..
-            } if self.shown.insert((node.clone(), kind.as_str())) => {
-                say(&format!(
-                    "row failed at {node} ({kind}): {example}; more of these go to errors/ silently"
-                ));
-            }
-            Event::EngineWaiting {
-                engine,
-                reason,
-                retry_in_s,
-            } => {
-                say(&format!(
-                    "engine {engine}: waiting ({reason}); next try in {}",
-                    duration(*retry_in_s)
-                ));
-            }
-            Event::EngineReady { engine } => say(&format!("engine {engine}: answers again")),
-            Event::Warning { message } => say(&format!("warning: {message}")),
-            _ => {}
+            return;
+        }
+        if let Some(line) = self.news.line(event, progress) {
+            (self.out)(&line);
         }
     }
 
     fn tick(&mut self, progress: &Progress) {
-        say(&progress_line(progress));
+        if self.passed > 0 {
+            (self.out)(&format!("({} requests not shown)", thousands(self.passed)));
+        }
+        (self.told, self.passed) = (0, 0);
+        if progress.seconds < self.due {
+            return;
+        }
+        self.due = progress.seconds + EVERY;
+        for line in lines(progress, self.style) {
+            (self.out)(&line);
+        }
     }
 }
 
-/// `12,345 of 100,000 rows · 1,234/s (last 10 s: 1,300/s) · 3 failed · engine small: 64 of 64 busy`.
-fn progress_line(progress: &Progress) -> String {
-    let waiting = progress.status.rows_waiting;
-    let done = progress.rows_before + progress.rows + waiting;
-    let rate = (progress.rows + waiting) as f64 / progress.seconds.max(0.001);
-    let mut line = match progress.total {
-        Some(total) => format!("{} of {} rows", thousands(done), thousands(total)),
-        None => format!("{} rows", thousands(done)),
+/// What is said every ten seconds: the run, then its nodes where they differ.
+///
+/// ```text
+/// [1m 10s] 12,345 of 100,000 rows (12%) · 1,234/s, last 10 s 1,180/s · about 3m 20s left · waits for a free slot of engine small
+/// [1m 10s] sentiment 13,001/100,000 (13%) 1,300/s · fr/translate_fr 12,345/100,000 (12%) 1,234/s, 3 failed
+/// ```
+fn lines(progress: &Progress, style: Style) -> Vec<String> {
+    let at = format!("[{}]", seconds(progress.seconds));
+    let mut line = format!("{at} {}", run_line(progress, style));
+    if let Some(cause) = waits_for(&progress.status) {
+        line += &format!("{}waits for {cause}", style.dot());
+    }
+    if let Some(text) = straggler(progress) {
+        line += &format!("{}straggler: {text}", style.dot());
+    }
+    let mut lines = vec![line];
+    let all = progress.status.nodes.iter().zip(&progress.nodes);
+    let is_at_work = |node: &crate::event::NodeProgress| {
+        node.traffic.came > 0 && node.total.is_none_or(|total| node.traffic.done < total.rows)
     };
-    line += &format!(
-        " · {}/s (last 10 s: {}/s)",
-        thousands(rate.round() as u64),
-        thousands(progress.recent.round() as u64)
-    );
-    if progress.failed > 0 {
-        line += &format!(" · {} failed", thousands(progress.failed));
+    let at_work: Vec<_> = all.filter(|(_, node)| is_at_work(node)).collect();
+    if progress.nodes.len() > 1 && !at_work.is_empty() {
+        let mut parts: Vec<String> = at_work
+            .iter()
+            .take(NODES)
+            .map(|(info, node)| {
+                let done = thousands(node.traffic.done);
+                let mut part = format!("{} {done}", node_name(info));
+                if let Some(total) = node.total {
+                    let about = if total.estimate { "~" } else { "" };
+                    let share = percent(node.traffic.done, total.rows);
+                    part += &format!("/{about}{} ({share})", thousands(total.rows));
+                }
+                part += &format!(" {}/s", speed(node.recent, false));
+                if node.traffic.failed > 0 {
+                    part += &format!(", {} failed", thousands(node.traffic.failed));
+                }
+                part
+            })
+            .collect();
+        if at_work.len() > NODES {
+            parts.push(format!("{} more at work", at_work.len() - NODES));
+        }
+        lines.push(format!("{at} {}", parts.join(style.dot())));
     }
-    if let (Some(row), true) = (progress.status.behind, waiting > 0) {
-        line += &format!(" · written up to row {row}, which is still out");
-    }
-    for engine in &progress.status.engines {
-        line += &format!(" · {engine}");
-    }
-    line
+    lines
 }

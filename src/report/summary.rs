@@ -1,85 +1,193 @@
 //! What a run did, at its end.
 
-use super::{duration, thousands};
-use crate::event::{RunState, RunStats};
-use crate::run::Counts;
+use console::measure_text_width;
 
-/// A table of nodes and their fates, and a line of sums.
-pub fn summary(stats: &RunStats, counts: &Counts) -> String {
-    let mut out = String::new();
-    let heads = [
-        "node",
-        "rows",
-        "emitted",
-        "filtered",
-        "skipped",
-        "nulled",
-        "failed",
-        "tokens in/out",
-    ];
-    let rows: Vec<[String; 8]> = counts
-        .nodes
-        .iter()
-        .map(|(id, node)| {
-            let tokens = match (node.prompt_tokens, node.completion_tokens) {
-                (0, 0) => String::new(),
-                (prompt, completion) => format!("{}/{}", thousands(prompt), thousands(completion)),
-            };
-            [
-                id.clone(),
-                thousands(node.rows),
-                thousands(node.emitted),
-                thousands(node.filtered),
-                thousands(node.skipped),
-                thousands(node.nulled),
-                thousands(node.failed),
-                tokens,
-            ]
-        })
-        .collect();
-    let width = |column: usize| {
-        let cells = rows
-            .iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
-        cells
-            .chain(heads.get(column).map(|head| head.len()))
-            .max()
-            .unwrap_or(0)
+use super::style::{Style, Tint};
+use super::text::{duration, row_time, thousands};
+use crate::event::{RunState, RunStats};
+use crate::run::{Counts, NodeCounts, Times};
+
+/// A table of nodes with their fates and times, and a line of sums; two tables where one is too wide for a
+/// terminal of `width` columns. Columns of fates that no row had are left out.
+pub fn summary(
+    stats: &RunStats,
+    counts: &Counts,
+    times: &Times,
+    style: Style,
+    width: Option<usize>,
+) -> String {
+    let names = Column {
+        head: "node".into(),
+        cells: counts.nodes.keys().cloned().collect(),
+        to_the_right: false,
+        tint: None,
     };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    for row in std::iter::once(heads.map(str::to_owned)).chain(rows) {
-        let cells = row
+    let fates = fates(counts);
+    let times_table = per_row(counts, times, style);
+    let whole: Vec<&Column> = std::iter::once(&names)
+        .chain(&fates)
+        .chain(&times_table)
+        .collect();
+    let mut out = if width.is_some_and(|width| total_width(&whole) > width) {
+        let first: Vec<&Column> = std::iter::once(&names).chain(&fates).collect();
+        let second: Vec<&Column> = std::iter::once(&names).chain(&times_table).collect();
+        let mut text = draw(&first, style);
+        if !times_table.is_empty() {
+            text.push('\n');
+            text += &draw(&second, style);
+        }
+        text
+    } else {
+        draw(&whole, style)
+    };
+    out += &sums(stats, times, style);
+    out.push('\n');
+    out
+}
+
+struct Column {
+    head: String,
+    cells: Vec<String>,
+    to_the_right: bool,
+    /// For cells that say more than `0`.
+    tint: Option<Tint>,
+}
+
+impl Column {
+    fn new(head: impl Into<String>, cells: impl Iterator<Item = String>) -> Self {
+        Self {
+            head: head.into(),
+            cells: cells.collect(),
+            to_the_right: true,
+            tint: None,
+        }
+    }
+
+    fn width(&self) -> usize {
+        let cells = self.cells.iter().chain([&self.head]);
+        cells.map(|cell| measure_text_width(cell)).max().unwrap_or(0)
+    }
+}
+
+/// One of a node's counts.
+type Count = fn(&NodeCounts) -> u64;
+
+fn fates(counts: &Counts) -> Vec<Column> {
+    let nodes = || counts.nodes.values();
+    let column = |head: &str, of: Count| Column::new(head, nodes().map(|node| thousands(of(node))));
+    let mut columns = vec![
+        column("rows", |node| node.rows),
+        column("emitted", |node| node.emitted),
+    ];
+    let rare: [(&str, Count); 3] = [
+        ("filtered", |node| node.filtered),
+        ("skipped", |node| node.skipped),
+        ("nulled", |node| node.nulled),
+    ];
+    for (head, of) in rare {
+        if nodes().any(|node| of(node) > 0) {
+            columns.push(column(head, of));
+        }
+    }
+    let mut failed = column("failed", |node| node.failed);
+    failed.tint = Some(Tint::Red);
+    columns.push(failed);
+    if nodes().any(|node| node.prompt_tokens + node.completion_tokens > 0) {
+        let tokens = nodes().map(|node| match (node.prompt_tokens, node.completion_tokens) {
+            (0, 0) => String::new(),
+            (prompt, completion) => format!("{}/{}", thousands(prompt), thousands(completion)),
+        });
+        columns.push(Column::new("tokens in/out", tokens));
+    }
+    columns
+}
+
+/// Time per row: empty if nothing was measured.
+fn per_row(counts: &Counts, times: &Times, style: Style) -> Vec<Column> {
+    if times.nodes.iter().all(|timing| timing.is_empty()) {
+        return Vec::new();
+    }
+    let pm = style.spelled("±");
+    let cell = |of: &dyn Fn(&crate::node::timing::Timing) -> String| {
+        let cells = times.nodes.iter().map(|timing| match timing.is_empty() {
+            true => String::new(),
+            false => of(timing),
+        });
+        cells.collect::<Vec<_>>().into_iter()
+    };
+    let time = |seconds| row_time(seconds, style.unicode);
+    let shares = times.shares(counts);
+    let share = shares.into_iter().map(|share| match share {
+        Some(share) if share > 0.0 => format!("{:.0}%", share * 100.0),
+        _ => String::new(),
+    });
+    vec![
+        Column::new(
+            format!("per row {pm} sd"),
+            cell(&|t| format!("{} {pm} {}", time(t.mean), time(t.sd()))),
+        ),
+        Column::new("min", cell(&|t| time(t.min))),
+        Column::new("max", cell(&|t| time(t.max))),
+        Column::new("share", share),
+    ]
+}
+
+fn total_width(columns: &[&Column]) -> usize {
+    columns.iter().map(|column| column.width() + 2).sum::<usize>() - 2
+}
+
+fn draw(columns: &[&Column], style: Style) -> String {
+    let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or(0);
+    let line = |cell: &dyn Fn(&Column) -> String| {
+        let cells: Vec<String> = columns
             .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(i, (cell, width))| match i {
-                0 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
+            .map(|column| style.fit(&cell(column), column.width(), column.to_the_right))
+            .collect();
+        cells
+    };
+    let head = line(&|column| column.head.clone()).join("  ");
+    let mut out = style.paint(Tint::Dim, head.trim_end()) + "\n";
+    for at in 0..rows {
+        let cells = line(&|column| column.cells.get(at).cloned().unwrap_or_default());
+        let cells = cells
+            .into_iter()
+            .zip(columns)
+            .map(|(cell, column)| match column.tint {
+                Some(tint) if cell.trim() != "0" => style.paint(tint, &cell),
+                _ => cell,
             });
-        out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        let cells: Vec<String> = cells.collect();
+        out += cells.join("  ").trim_end();
         out.push('\n');
     }
-    let rate = if stats.seconds > 0.0 {
-        (stats.rows_in - stats.rows_resumed) as f64 / stats.seconds
-    } else {
-        0.0
+    out
+}
+
+/// `finished: 100 rows in, 98 out, 2 in errors/, 12 s (8/s)`.
+fn sums(stats: &RunStats, times: &Times, style: Style) -> String {
+    let (state, tint) = match stats.state {
+        RunState::Finished => ("finished", Tint::Green),
+        RunState::Interrupted => ("interrupted", Tint::Yellow),
+        RunState::Stopped | RunState::Running => ("stopped", Tint::Red),
     };
-    let state = match stats.state {
-        RunState::Finished => "finished",
-        RunState::Interrupted => "interrupted",
-        RunState::Stopped | RunState::Running => "stopped",
-    };
-    out += &format!(
-        "{state}: {} rows in, {} out, {} in errors/, {}",
+    let mut line = format!(
+        "{}: {} rows in, {} out, {} in errors/, {}",
+        style.paint(tint, state),
         thousands(stats.rows_in),
         thousands(stats.rows_out),
         thousands(stats.rows_failed),
         duration(stats.seconds)
     );
-    if stats.state == RunState::Finished {
-        out += &format!(" ({}/s)", thousands(rate.round() as u64));
+    if stats.state == RunState::Finished && stats.seconds > 0.0 {
+        let rate = (stats.rows_in - stats.rows_resumed) as f64 / stats.seconds;
+        line += &format!(" ({}/s)", thousands(rate.round() as u64));
     }
-    out.push('\n');
-    out
+    if stats.rows_resumed > 0 {
+        line += &format!(
+            ", with the {} rows before {}",
+            thousands(stats.rows_resumed),
+            duration(times.seconds.max(stats.seconds))
+        );
+    }
+    line
 }

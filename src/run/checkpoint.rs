@@ -9,7 +9,7 @@ use fs_err::{self as fs, File};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::RunError;
-use super::counts::Counts;
+use super::counts::{Counts, Times};
 use crate::event::{Event, EventSender};
 use crate::sink::{SinkState, Unsynced, sync_dir};
 use crate::source::Position;
@@ -25,6 +25,9 @@ pub struct Checkpoint {
     pub outcomes: u64,
     /// Sums over the committed rows.
     pub counts: Counts,
+    /// How long it took; nothing else depends on it.
+    #[serde(default)]
+    pub times: Times,
     /// The first ledger segment that may hold answers of rows not yet committed.
     pub answers_from: u64,
     /// The input was read to its end (or to `--limit`), and all of it is committed.

@@ -32,6 +32,8 @@ pub(super) struct WaitingRows {
     pub(super) rows: AtomicU64,
     /// The ordinal of the first row that is not committed.
     pub(super) behind: AtomicU64,
+    /// Lines in `errors/`.
+    pub(super) errors: AtomicU64,
 }
 
 impl From<u64> for WaitingRows {
@@ -39,6 +41,7 @@ impl From<u64> for WaitingRows {
         Self {
             rows: AtomicU64::new(0),
             behind: AtomicU64::new(first),
+            errors: AtomicU64::new(0),
         }
     }
 }
@@ -129,6 +132,9 @@ pub(super) struct Committer {
     /// Cancelled when what is still running is given up, such as an Apply that takes its time.
     pub(super) abandon: CancellationToken,
     pub(super) parking: Parking,
+    /// When this process took up the run, and the seconds of those before it.
+    pub(super) started: Instant,
+    pub(super) seconds_before: f64,
 }
 
 impl Committer {
@@ -265,6 +271,9 @@ impl Committer {
         self.checkpoint.counts.add(&output);
         self.checkpoint.position = position;
         self.waiting.behind.store(position.ordinal, Ordering::Relaxed);
+        let errors = self.checkpoint.counts.errors;
+        self.waiting.errors.store(errors, Ordering::Relaxed);
+        self.checkpoint.times.add(&output);
         chunk.rows += output.tally.rows;
         let failed = output
             .tally
@@ -350,6 +359,7 @@ impl Committer {
         self.checkpoint.sinks = sinks;
         self.checkpoint.finished = finished;
         self.checkpoint.limit = self.row_limit;
+        self.checkpoint.times.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         if let Some(ledger) = &self.ledger {
             self.checkpoint.answers_from = ledger.first_needed(self.checkpoint.position.ordinal);
         }

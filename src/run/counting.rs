@@ -23,6 +23,7 @@ impl Counting {
                     events.send(Event::StepTotal {
                         node: "chain_input".into(),
                         total: limit.map_or(total, |limit| limit.min(total)),
+                        estimate: false,
                     });
                 }
             };

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Usage;
 use crate::node::output::{BranchCounts, Fate, Output};
+use crate::node::timing::Timing;
 use crate::plan::Plan;
 
 /// Fates and tokens of one node. `rows` is the sum of the five fates.
@@ -126,5 +127,36 @@ impl Counts {
             };
         }
         usage
+    }
+}
+
+/// How long the committed rows took, over all resumes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// Seconds of the run, of all its processes.
+    pub seconds: f64,
+    /// Seconds per row by node, in chain order: of a Step from lease to answer, of an Apply its own time.
+    /// Answers from the ledger are not counted; jq-only plans measure one row of sixteen.
+    pub nodes: Vec<Timing>,
+}
+
+impl Times {
+    /// Adds what some rows took.
+    pub fn add(&mut self, output: &Output) {
+        self.nodes.resize(output.tally.nodes.len(), Timing::default());
+        for (mine, theirs) in self.nodes.iter_mut().zip(&output.tally.nodes) {
+            mine.merge(&theirs.timing);
+        }
+    }
+
+    /// Of the time that all rows spent at nodes, the part spent at each; none if nothing was measured.
+    pub fn shares(&self, counts: &Counts) -> Vec<Option<f64>> {
+        let spent = self.nodes.iter().zip(counts.nodes.values());
+        let spent: Vec<f64> = spent
+            .map(|(timing, node)| timing.mean * (node.rows - node.skipped) as f64)
+            .collect();
+        let all: f64 = spent.iter().sum();
+        let share = |spent: f64| (all > 0.0).then(|| spent / all);
+        spent.into_iter().map(share).collect()
     }
 }

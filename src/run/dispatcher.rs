@@ -1,5 +1,6 @@
 //! Talks to the world: signals come in, events go out to reports.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +8,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::executor::Halt;
+use super::watch::Tracker;
 use crate::event::{Event, EventSender, Progress, Report, Status};
 
 /// Events that may wait for a slow reader; more are counted and dropped.
 const QUEUE: usize = 8192;
-const TICK: Duration = Duration::from_secs(10);
+/// How often the run is looked at, if no report wants to be ticked more often.
+const LOOK: Duration = Duration::from_secs(1);
+/// Different warnings that are remembered, so that each is shown once.
+const WARNINGS: usize = 1000;
 /// How long the last event may wait for a slow reader.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 /// How long requests in flight may go on after the first Ctrl-C.
@@ -32,7 +37,7 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Starts the thread.
-    pub fn start(mut reports: Vec<Box<dyn Report>>) -> std::io::Result<Self> {
+    pub fn start(reports: Vec<Box<dyn Report>>) -> std::io::Result<Self> {
         let (sender, receiver) = sync_channel::<(SystemTime, Event)>(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let finished = Arc::new(AtomicBool::new(false));
@@ -41,20 +46,27 @@ impl Dispatcher {
         let thread = std::thread::Builder::new()
             .name("dispatcher".into())
             .spawn(move || {
-                let started = Instant::now();
-                let mut progress = Progress::default();
-                let mut tick = started + TICK;
-                let mut rows_at_tick = 0;
+                let mut desk = Desk {
+                    reports,
+                    progress: Progress::default(),
+                    tracker: Tracker::default(),
+                    warned: HashSet::new(),
+                };
+                let every = desk.reports.iter().map(|report| report.every());
+                let every = every.min().unwrap_or(LOOK).min(LOOK);
+                let mut started = Instant::now();
+                let mut tick = started + every;
                 loop {
                     let received = receiver.recv_timeout(tick.saturating_duration_since(Instant::now()));
-                    progress.seconds = started.elapsed().as_secs_f64();
-                    progress.dropped = lost.load(Ordering::Relaxed);
+                    desk.progress.dropped = lost.load(Ordering::Relaxed);
                     match received {
                         Ok((at, event)) => {
-                            count(&mut progress, &event);
-                            reports
-                                .iter_mut()
-                                .for_each(|report| report.event(at, &event, &progress));
+                            if matches!(event, Event::RunStarted { .. }) {
+                                started = Instant::now();
+                                tick = started + every;
+                            }
+                            desk.progress.seconds = started.elapsed().as_secs_f64();
+                            desk.event(at, &event);
                             if matches!(event, Event::RunFinished(_)) {
                                 done.store(true, Ordering::Release);
                             }
@@ -63,15 +75,11 @@ impl Dispatcher {
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                     if Instant::now() >= tick {
-                        if let Some(status) = &*lines.lock().unwrap_or_else(PoisonError::into_inner) {
-                            progress.status = status();
+                        desk.progress.seconds = started.elapsed().as_secs_f64();
+                        if let Some(status) = ask(&lines) {
+                            desk.look(status);
                         }
-                        // Rows that wait for a straggler are done: the engine works at their rate.
-                        let done = progress.rows + progress.status.rows_waiting;
-                        progress.recent = done.saturating_sub(rows_at_tick) as f64 / TICK.as_secs_f64();
-                        rows_at_tick = done;
-                        reports.iter_mut().for_each(|report| report.tick(&progress));
-                        tick = Instant::now() + TICK;
+                        tick = Instant::now() + every;
                     }
                 }
             })?;
@@ -124,21 +132,79 @@ impl Dispatcher {
     }
 }
 
+/// What the run is at. The lock is given back before any report writes: the run takes it at its end.
+fn ask(line: &StatusLine) -> Option<Status> {
+    let line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    line.as_ref().map(|status| status())
+}
+
+/// The reports, and what they are told.
+struct Desk {
+    reports: Vec<Box<dyn Report>>,
+    progress: Progress,
+    tracker: Tracker,
+    /// Warnings that were shown.
+    warned: HashSet<String>,
+}
+
+impl Desk {
+    /// Counts an event and hands it on; a warning only the first time.
+    fn event(&mut self, at: SystemTime, event: &Event) {
+        if let Event::Warning { message } = event {
+            if self.warned.contains(message) {
+                return;
+            }
+            if self.warned.len() < WARNINGS {
+                self.warned.insert(message.clone());
+            }
+        }
+        count(&mut self.progress, event);
+        for report in &mut self.reports {
+            report.event(at, event, &self.progress);
+        }
+    }
+
+    /// Tells what the run is at, and what is new about it.
+    fn look(&mut self, mut status: Status) {
+        let recent = std::mem::take(&mut status.recent);
+        self.progress.status = status;
+        self.tracker.update(&mut self.progress);
+        let now = SystemTime::now();
+        for (node, total) in self.tracker.news(&self.progress) {
+            let (total, estimate) = (total.rows, total.estimate);
+            self.event(
+                now,
+                &Event::StepTotal {
+                    node,
+                    total,
+                    estimate,
+                },
+            );
+        }
+        for exchange in recent {
+            self.event(now, &Event::Request(exchange));
+        }
+        for report in &mut self.reports {
+            report.tick(&self.progress);
+        }
+    }
+}
+
 fn count(progress: &mut Progress, event: &Event) {
     match event {
-        Event::RunStarted { total, .. } => progress.total = *total,
-        Event::StepTotal { node, total } if node == "chain_input" => progress.total = Some(*total),
-        Event::Resumed { rows, .. } => progress.rows_before = *rows,
+        Event::RunStarted { total, chain, .. } => {
+            progress.chain.clone_from(chain);
+            progress.total = progress.total.or(*total);
+        }
+        Event::Resumed { rows, answers } => {
+            progress.rows_before = *rows;
+            progress.answers_before = *answers;
+        }
+        Event::StepTotal { node, total, .. } if node == "chain_input" => progress.total = Some(*total),
         Event::ChunkFinished { rows, failed, .. } => {
             progress.rows += rows;
             progress.failed += failed;
         }
-        Event::RowsFinished { node, rows } => match progress.nodes.get_mut(node) {
-            Some(done) => *done += rows,
-            None => {
-                progress.nodes.insert(node.clone(), *rows);
-            }
-        },
         _ => {}
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::RunError;
 use super::committer::{Message, Permits};
 use crate::engine::Stop;
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, Feed};
 use crate::node::output::Output;
 use crate::node::{Cpu, Walker};
 use crate::source::{Chunk, Source};
@@ -51,6 +51,22 @@ impl Failure {
     }
 }
 
+/// What holds the reader up, for those who watch.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FeedGauge(Arc<AtomicU8>);
+
+impl FeedGauge {
+    fn set(&self, feed: Feed) {
+        self.0.store(feed as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Feed {
+        let at = self.0.load(Ordering::Relaxed);
+        let all = [Feed::Reading, Feed::Full, Feed::AtEnd];
+        all.into_iter().find(|feed| *feed as u8 == at).unwrap_or_default()
+    }
+}
+
 /// Leads chunks through the plan.
 pub(super) struct Executor {
     pub(super) walker: Arc<Walker>,
@@ -65,6 +81,7 @@ pub(super) struct Executor {
     /// The ordinal of the first row that is read.
     pub(super) first: u64,
     pub(super) events: EventSender,
+    pub(super) feed: FeedGauge,
 }
 
 impl Executor {
@@ -104,9 +121,15 @@ impl Executor {
             let chunk = match chunk {
                 Some(Ok(Some(chunk))) => chunk,
                 Some(Ok(None)) => {
+                    self.feed.set(Feed::AtEnd);
                     self.at_end.store(true, Ordering::Release);
                     let node = "chain_input".into();
-                    self.events.send(Event::StepTotal { node, total });
+                    let estimate = false;
+                    self.events.send(Event::StepTotal {
+                        node,
+                        total,
+                        estimate,
+                    });
                     return Ok(());
                 }
                 Some(Err(error)) => return Err(error.into()),
@@ -125,6 +148,7 @@ impl Executor {
                 let rows = rows.clone().acquire_many_owned(row_permits).await.ok()?;
                 Some((rows, bytes.clone().acquire_many_owned(byte_permits).await.ok()?))
             };
+            self.feed.set(Feed::Full);
             let permits = tokio::select! {
                 biased;
                 () = self.halt.stop.cancelled() => return Ok(()),
@@ -134,6 +158,7 @@ impl Executor {
                 return Ok(());
             };
             total = chunk.end.ordinal;
+            self.feed.set(Feed::Reading);
             self.events.send(Event::ChunkStarted {
                 seq: chunk.seq,
                 rows: chunk.rows.len() as u64,

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::Checkpoint;
 use super::counts::Counts;
 use super::outdir::Identity;
+use crate::node::timing::Timing;
 use crate::plan::Plan;
 
 /// Seconds and times of a run; the only part of the metadata that a rerun changes.
@@ -17,6 +18,32 @@ pub(super) struct Timings {
     pub(super) finished: Option<String>,
     /// Seconds in between.
     pub(super) seconds: Option<f64>,
+    /// Seconds of all processes that worked on the run.
+    pub(super) run_seconds: f64,
+    /// Seconds per row by node.
+    pub(super) nodes: Map<String, Value>,
+}
+
+impl Timings {
+    /// Takes over what a checkpoint says.
+    fn of(&self, checkpoint: &Checkpoint) -> Self {
+        let Checkpoint { counts, times, .. } = checkpoint;
+        let shares = times.shares(counts);
+        let nodes = counts.nodes.keys().zip(&times.nodes).zip(shares);
+        let nodes = nodes.filter(|((_, timing), _)| !timing.is_empty());
+        let line = |((id, timing), share): ((&String, &Timing), Option<f64>)| {
+            let line = json!({
+                "measured": timing.count, "mean": timing.mean, "sd": timing.sd(),
+                "min": timing.min, "max": timing.max, "share": share,
+            });
+            (id.clone(), line)
+        };
+        Self {
+            run_seconds: times.seconds,
+            nodes: nodes.map(line).collect(),
+            ..self.clone()
+        }
+    }
 }
 
 /// The content of `metadata.json`.
@@ -62,7 +89,7 @@ pub(super) fn metadata(
         "nodes": nodes,
         "branches": branches,
         "tokens": { "prompt": usage.prompt_tokens, "completion": usage.completion_tokens },
-        "timings": timings,
+        "timings": timings.of(checkpoint),
         "shards": shards,
     })
 }

@@ -13,6 +13,7 @@ mod lock;
 mod metadata;
 mod outdir;
 mod parking;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,17 +24,18 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 pub use checkpoint::Checkpoint;
-pub use counts::{Counts, NodeCounts};
+pub use counts::{Counts, NodeCounts, Times};
 pub use dispatcher::{Dispatcher, Interrupted, StatusLine};
 pub use error::RunError;
 pub use executor::Halt;
 pub use limits::ErrorLimit;
 pub use metadata::rfc3339;
 pub use outdir::{Existing, Identity, OutDir};
+pub use watch::Tracker;
 
 use crate::engine::Stop;
 use crate::engine::broker::{Broker, EngineLoad};
-use crate::event::{Event, EventSender, RunState, RunStats, Status};
+use crate::event::{EngineStatus, Event, EventSender, RunState, RunStats, Status};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker, Workers};
@@ -44,7 +46,7 @@ use answers::Ledger;
 use checkpoint::{Checkpointer, write_json};
 use committer::{Committer, WaitingRows};
 use counting::Counting;
-use executor::{Executor, Failure};
+use executor::{Executor, Failure, FeedGauge};
 use metadata::{Timings, metadata};
 use parking::Parking;
 
@@ -129,6 +131,8 @@ pub struct Outcome {
     pub stats: RunStats,
     /// By node, branch and kind.
     pub counts: Counts,
+    /// How long it took.
+    pub times: Times,
     /// It was finished before; nothing was run.
     pub already_finished: bool,
     /// Rows that were done when it stopped but stand in a chunk that was not; the next run writes them.
@@ -189,6 +193,7 @@ pub fn run(
         return Ok(Outcome {
             stats: stats(&done.counts, RunState::Finished, started),
             counts: done.counts.clone(),
+            times: done.times.clone(),
             already_finished: true,
             unwritten: 0,
             stopped: None,
@@ -270,6 +275,7 @@ pub fn run(
         });
     }
     let rows_resumed = checkpoint.counts.rows_in;
+    let seconds_before = checkpoint.times.seconds;
     let session = Session {
         config: &config,
         broker,
@@ -282,9 +288,10 @@ pub fn run(
         ledger,
         checkpoint,
         out: &out,
+        started,
     };
     let Ended {
-        checkpoint,
+        mut checkpoint,
         result,
         interrupted,
         unwritten,
@@ -298,8 +305,19 @@ pub fn run(
         Err(error) if interrupted => (RunState::Interrupted, Some(error)),
         Err(error) => (RunState::Stopped, Some(error)),
     };
+    if state == RunState::Finished {
+        for (node, counts) in &checkpoint.counts.nodes {
+            let (node, total) = (node.clone(), counts.rows);
+            events.send(Event::StepTotal {
+                node,
+                total,
+                estimate: false,
+            });
+        }
+    }
     let mut stats = stats(&checkpoint.counts, state, started);
     stats.rows_resumed = rows_resumed;
+    checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
         timings.finished = Some(rfc3339(SystemTime::now()));
         timings.seconds = Some(stats.seconds);
@@ -313,6 +331,7 @@ pub fn run(
     Ok(Outcome {
         stats,
         counts: checkpoint.counts,
+        times: checkpoint.times,
         already_finished: false,
         unwritten,
         stopped,
@@ -344,6 +363,7 @@ struct Session<'a> {
     ledger: Option<Arc<Ledger>>,
     checkpoint: Checkpoint,
     out: &'a OutDir,
+    started: Instant,
 }
 
 impl Session<'_> {
@@ -361,6 +381,7 @@ impl Session<'_> {
             ledger,
             checkpoint,
             out,
+            started,
         } = self;
         let plan = config.plan.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -385,7 +406,11 @@ impl Session<'_> {
             NodeKind::Apply(_) => Ok(None),
         });
         let steps = steps.collect::<Result<Vec<_>, _>>()?;
-        let walker = Arc::new(Walker::new(plan.clone(), steps, cpu.clone()).with_workers(&workers));
+        let live = Arc::new(watch::live(&checkpoint.counts));
+        let walker = Walker::new(plan.clone(), steps, cpu.clone())
+            .with_workers(&workers)
+            .with_live(live.clone());
+        let walker = Arc::new(walker);
         drop(answers);
 
         let halt = Halt::default();
@@ -395,9 +420,13 @@ impl Session<'_> {
         let (sender, receiver) = mpsc::channel(1024);
         let position = checkpoint.position;
         let waiting = Arc::new(WaitingRows::from(position.ordinal));
+        waiting.errors.store(checkpoint.counts.errors, Ordering::Relaxed);
+        let feed = FeedGauge::default();
         let checkpoint_path = out.private.join("checkpoint.json");
         let committer = Committer {
             writer,
+            started,
+            seconds_before: checkpoint.times.seconds,
             checkpoint,
             checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,
             outcomes,
@@ -428,11 +457,21 @@ impl Session<'_> {
         let committing = committing.map_err(RunError::io(std::path::Path::new("a writer thread")))?;
 
         if let Ok(mut line) = status.lock() {
-            let (broker, waiting) = (broker.clone(), waiting.clone());
+            let (broker, waiting, feed) = (broker.clone(), waiting.clone(), feed.clone());
+            let nodes = watch::node_infos(&plan);
+            // The committer ends when all senders are gone: this is none.
+            let backlog = sender.downgrade();
             *line = Some(Box::new(move || Status {
                 rows_waiting: waiting.rows.load(Ordering::Relaxed),
                 behind: Some(waiting.behind.load(Ordering::Relaxed)),
-                engines: broker.load().iter().map(describe).collect(),
+                nodes: nodes.clone(),
+                traffic: live.traffic(),
+                entries: live.entries(),
+                errors: waiting.errors.load(Ordering::Relaxed),
+                engines: broker.load().into_iter().map(engine_status).collect(),
+                feed: feed.get(),
+                disk_is_behind: backlog.upgrade().is_some_and(|sender| sender.capacity() == 0),
+                recent: broker.recent(),
             }));
         }
         let executor = Executor {
@@ -446,6 +485,7 @@ impl Session<'_> {
             at_end,
             first: position.ordinal,
             events: events.clone(),
+            feed,
         };
         let executed = runtime.block_on(async {
             if config.signals {
@@ -477,20 +517,15 @@ impl Session<'_> {
     }
 }
 
-/// `engine small: 60 of 64 busy, 12 waiting`.
-fn describe(load: &EngineLoad) -> String {
-    let EngineLoad {
-        engine,
-        in_flight,
-        waiting,
-        limit,
-        cause,
-    } = load;
-    let mut line = format!("engine {engine}: {in_flight} of {limit} busy, {waiting} waiting");
-    if let Some(cause) = cause {
-        line += &format!(" ({cause})");
+fn engine_status(load: EngineLoad) -> EngineStatus {
+    EngineStatus {
+        name: load.engine,
+        in_flight: load.in_flight,
+        waiting: load.waiting,
+        limit: load.limit,
+        trouble: load.cause,
+        retry_in: load.retry_in.map(|time| time.as_secs_f64()),
     }
-    line
 }
 
 type Committed = (Checkpoint, Result<(), RunError>);

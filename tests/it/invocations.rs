@@ -120,6 +120,7 @@ macro_rules! assert_stderr {
     ($text:expr) => {
         insta::with_settings!({filters => vec![
             (r"\d+\.\d s( \([\d,]+/s\))?", "[time]"),
+            (r"(?m) +[\d.]+ (ns|µs|ms|s) +±.*$", "  [times]"),
             (r"PID \d+", "PID [pid]"),
             (r"/tmp/\.tmp\w+", "[dir]"),
         ]}, { insta::assert_snapshot!($text) })

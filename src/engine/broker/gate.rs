@@ -109,6 +109,12 @@ impl Gate {
             waiting: state.queue.iter().filter(|place| !place.is_closed()).count(),
             limit: state.pace.limit(),
             cause: (state.health != Health::Open).then(|| state.cause.clone()),
+            retry_in: match state.health {
+                Health::Paused { until } | Health::Down { until, .. } => {
+                    Some(until.saturating_duration_since(Instant::now()))
+                }
+                Health::Open => None,
+            },
         }
     }
 

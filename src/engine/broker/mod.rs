@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::client::adapter;
 use crate::engine::{SetupError, SharedEngine, Stop};
-use crate::event::EventSender;
+use crate::event::{EventSender, Exchange, Recent};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
@@ -26,6 +26,8 @@ pub struct Broker {
     gates: Vec<Arc<Gate>>,
     events: EventSender,
     stopped: CancellationToken,
+    /// Where requests are told of, if anyone wants to see them.
+    recent: Option<Recent>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -41,6 +43,8 @@ pub struct EngineLoad {
     pub limit: usize,
     /// Why rows wait for it, while they do.
     pub cause: Option<String>,
+    /// How long until it is asked again.
+    pub retry_in: Option<Duration>,
 }
 
 impl Broker {
@@ -71,6 +75,7 @@ impl Broker {
             gates: Vec::new(),
             events,
             stopped: CancellationToken::new(),
+            recent: None,
         }
     }
 
@@ -89,6 +94,28 @@ impl Broker {
             None => self.gates.push(gate),
         }
         self
+    }
+
+    /// Tells of requests there.
+    #[must_use]
+    pub fn with_recent(mut self, recent: Option<Recent>) -> Self {
+        self.recent = recent;
+        self
+    }
+
+    /// Tells of a request, if anyone wants to see it.
+    pub(crate) fn tell(&self, engine: EngineIx, what: impl FnOnce() -> Exchange) {
+        if let (Some(recent), Some(gate)) = (&self.recent, self.gates.get(engine.0)) {
+            recent.push(Exchange {
+                engine: gate.name().to_owned(),
+                ..what()
+            });
+        }
+    }
+
+    /// The requests told of since the last time.
+    pub(crate) fn recent(&self) -> Vec<Exchange> {
+        self.recent.as_ref().map(Recent::take).unwrap_or_default()
     }
 
     /// The index of an engine by its name.

@@ -1,0 +1,55 @@
+//! Which screen a run is watched on.
+
+use std::io::IsTerminal;
+
+use super::args::{Color, Global};
+use super::inspect::tree_options;
+use super::printer::is_colourful;
+use crate::event::Report;
+use crate::plan::{Plan, explain};
+use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, speaks_unicode};
+
+/// How screens are drawn on stderr, as the flags, the environment and the terminal say. A log file is
+/// written in UTF-8 whatever the locale: only a terminal can be unable to show it.
+pub(super) fn style(global: &Global) -> Style {
+    let unicode = !std::io::stderr().is_terminal() || speaks_unicode();
+    Style {
+        color: match global.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => is_colourful(),
+        },
+        unicode,
+        icons: unicode && !global.no_icons,
+        max_branches: global.max_branches,
+    }
+}
+
+/// Who watches the run.
+pub(super) fn report(global: &Global) -> Box<dyn Report> {
+    match (global.json_logs, global.quiet) {
+        (true, quiet) => Box::new(JsonLogs { quiet }),
+        (false, true) => Box::new(Quiet),
+        (false, false) if can_draw() => Box::new(Bars::new(style(global))),
+        (false, false) => Box::new(Plain::stderr(style(global))),
+    }
+}
+
+/// Columns of the terminal on stderr, if there is one.
+pub(super) fn columns() -> Option<usize> {
+    let size = console::Term::stderr().size_checked();
+    size.map(|(_, columns)| usize::from(columns))
+}
+
+/// The chain as a tree for the terminal: its signs, its width.
+pub(super) fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
+    let style = style(global);
+    let mut options = tree_options(global);
+    options.no_icons = !style.icons;
+    let tree = style.spelled(&explain::tree(plan, options));
+    let lines: Vec<String> = tree
+        .lines()
+        .map(|line| style.cut(line, columns.saturating_sub(1)))
+        .collect();
+    lines.join("\n") + "\n\n"
+}

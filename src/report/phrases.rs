@@ -1,0 +1,210 @@
+//! What a run is at, in words: the same on a terminal and in a log file.
+
+use std::collections::HashSet;
+
+use console::strip_ansi_codes;
+
+use super::style::Style;
+use super::text::{duration, percent, seconds, speed, thousands};
+use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status};
+
+/// Seconds after which a row that holds up the writing is worth a word.
+const STRAGGLER: f64 = 5.0;
+
+/// `12,345 of 100,000 rows (12%) · 1,234/s, last 10 s 1,180/s · 3 failed · about 3m 20s left`.
+pub(super) fn run_line(progress: &Progress, style: Style) -> String {
+    let mut parts = vec![share_done(progress)];
+    parts.push(format!(
+        "{}/s, last 10 s {}/s",
+        speed(progress.rate, false),
+        speed(progress.recent, false)
+    ));
+    if progress.failed > 0 {
+        parts.push(format!("{} failed", thousands(progress.failed)));
+    }
+    if let Some(eta) = progress.eta.filter(|eta| *eta >= 0.5) {
+        parts.push(format!("about {} left", seconds(eta)));
+    }
+    parts.join(style.dot())
+}
+
+/// `1m 03s, about 3m 20s left · 12,345 of 100,000 rows (12%) · 1,234/s · 3 failed`: what matters first, as
+/// the end may be cut off.
+pub(super) fn short_run_line(progress: &Progress, style: Style) -> String {
+    let mut time = seconds(progress.seconds);
+    if let Some(eta) = progress.eta.filter(|eta| *eta >= 0.5) {
+        time += &format!(", about {} left", seconds(eta));
+    }
+    let mut parts = vec![time, share_done(progress)];
+    parts.push(format!("{}/s", speed(progress.rate, false)));
+    if progress.failed > 0 {
+        parts.push(format!("{} failed", thousands(progress.failed)));
+    }
+    parts.join(style.dot())
+}
+
+/// `12,345 of 100,000 rows (12%)`.
+fn share_done(progress: &Progress) -> String {
+    let done = progress.done();
+    match progress.total {
+        Some(total) => format!(
+            "{} of {} rows ({})",
+            thousands(done),
+            thousands(total),
+            percent(done, total)
+        ),
+        None => format!("{} rows", thousands(done)),
+    }
+}
+
+/// What the run waits for, the first cause first; none when nothing is known.
+pub(super) fn waits_for(status: &Status) -> Option<String> {
+    if let Some(engine) = status.engines.iter().find(|engine| engine.trouble.is_some()) {
+        let next = match engine.retry_in.map(f64::ceil) {
+            Some(wait) if wait > 0.0 => format!("next try in {}", seconds(wait)),
+            _ => "being tried now".into(),
+        };
+        let trouble = on_one_line(engine.trouble.as_deref().unwrap_or_default());
+        return Some(format!("engine {}, {next}: {trouble}", engine.name));
+    }
+    if status.disk_is_behind {
+        return Some("the disk: finished rows cannot be written fast enough".into());
+    }
+    let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(full) {
+        return Some(format!("a free slot of engine {}", engine.name));
+    }
+    let busy = |engine: &&EngineStatus| engine.in_flight > 0;
+    let names: Vec<&str> = status
+        .engines
+        .iter()
+        .filter(busy)
+        .map(|engine| engine.name.as_str())
+        .collect();
+    match (names.as_slice(), status.feed) {
+        ([], Feed::Reading) if status.traffic.iter().all(|node| node.came == node.done) => {
+            Some("input rows".into())
+        }
+        ([], _) => Some("Applies (CPU)".into()),
+        ([name], _) => Some(format!("answers of engine {name}")),
+        (names, _) => Some(format!("answers of engines {}", names.join(", "))),
+    }
+}
+
+/// `64 of 64 busy · 12 rows wait for a slot`.
+pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
+    let mut text = format!("{} of {} busy", engine.in_flight, engine.limit);
+    if engine.waiting > 0 {
+        text += &format!("{}{} wait for a slot", style.dot(), rows(engine.waiting as u64));
+    }
+    text
+}
+
+/// The row that all others have waited for, for a while now.
+pub(super) fn straggler(progress: &Progress) -> Option<String> {
+    let row = progress.status.behind.filter(|_| progress.stuck >= STRAGGLER)?;
+    let after = progress.done().saturating_sub(row);
+    if after == 0 {
+        return None;
+    }
+    let are = if after == 1 { "is" } else { "are" };
+    Some(format!(
+        "row {row} is out for {}; {} after it {are} done",
+        seconds(progress.stuck),
+        rows(after)
+    ))
+}
+
+fn rows(n: u64) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} row{plural}", thousands(n))
+}
+
+/// A node's name, with its branch.
+pub(super) fn node_name(node: &NodeInfo) -> String {
+    match &node.branch {
+        Some(branch) => format!("{branch}/{}", node.id),
+        None => node.id.clone(),
+    }
+}
+
+/// Turns changes into lines; of failures only the first of each kind and place.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    shown: HashSet<(String, &'static str)>,
+}
+
+impl News {
+    /// The line for an event, if it is worth one.
+    pub(super) fn line(&mut self, event: &Event, progress: &Progress) -> Option<String> {
+        let line = match event {
+            Event::Resumed { rows, answers } => {
+                let of = progress
+                    .total
+                    .map_or_else(String::new, |total| format!(" of {}", thousands(total)));
+                format!(
+                    "resuming: {}{of} rows are done, {} answers on file are not asked again",
+                    thousands(*rows),
+                    thousands(*answers)
+                )
+            }
+            Event::RowsFailed {
+                node, kind, example, ..
+            } if self.shown.insert((node.clone(), kind.as_str())) => {
+                format!("row failed at {node} ({kind}): {example}; more of these go to errors/ silently")
+            }
+            Event::EngineWaiting {
+                engine,
+                reason,
+                retry_in_s,
+            } => format!(
+                "engine {engine}: waiting ({reason}); next try in {}",
+                duration(*retry_in_s)
+            ),
+            Event::EngineReady { engine } => format!("engine {engine}: answers again"),
+            Event::Warning { message } => format!("warning: {message}"),
+            _ => return None,
+        };
+        Some(on_one_line(&line))
+    }
+}
+
+/// `sentiment row 17 · engine small · try 2 · bad_reply · 812 ms · 200 + 35 tokens · expected a string`.
+pub(super) fn request(exchange: &Exchange, style: Style) -> String {
+    let Exchange {
+        node,
+        row_id,
+        engine,
+        attempt,
+        status,
+        ms,
+        usage,
+        problem,
+        missed,
+    } = exchange;
+    let mut parts = vec![format!("{node} row {row_id}"), format!("engine {engine}")];
+    if *attempt > 1 {
+        parts.push(format!("try {attempt}"));
+    }
+    parts.push((*status).to_owned());
+    parts.push(format!("{} ms", thousands(*ms)));
+    if usage.prompt_tokens + usage.completion_tokens > 0 {
+        parts.push(format!(
+            "{} + {} tokens",
+            thousands(usage.prompt_tokens),
+            thousands(usage.completion_tokens)
+        ));
+    }
+    parts.extend(problem.clone());
+    let mut text = parts.join(style.dot());
+    if *missed > 0 {
+        text = format!("({} requests not shown) {text}", thousands(*missed));
+    }
+    on_one_line(&text)
+}
+
+/// What someone else said, so that it can neither break a line nor move a cursor.
+pub(super) fn on_one_line(text: &str) -> String {
+    let text = strip_ansi_codes(text);
+    text.replace(|c: char| c.is_control(), " ")
+}

@@ -1,0 +1,653 @@
+//! What a user sees: live bars on a terminal, plain lines elsewhere, events for machines.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use chainette::event::{
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Recent, Report, Status, Traffic, Usage,
+};
+use chainette::report::{Plain, Style, events_schema, render};
+use chainette::run::Tracker;
+use serde_json::Value;
+
+use crate::harness::Bench;
+use crate::pty::Terminal;
+use crate::server::{Answer, TestServer, answer_from_schema};
+
+const UTF8: Style = Style {
+    color: false,
+    unicode: true,
+    icons: true,
+    max_branches: None,
+};
+const ASCII: Style = Style {
+    color: false,
+    unicode: false,
+    icons: false,
+    max_branches: None,
+};
+
+fn rows(n: usize) -> String {
+    (0..n)
+        .map(|n| format!("{{\"n\":{n},\"text\":\"row {n} end\"}}\n"))
+        .collect()
+}
+
+/// A Step, a branch with a Step, an Apply aside and one at the end.
+fn chain(server: &TestServer) -> String {
+    format!(
+        r#"name: product-reviews 評価
+engines:
+  small: {{backend: openai, model: m, endpoint: "{}", concurrency: 4}}
+steps:
+  - id: clean
+    apply: {{jq: 'if .n == 2 then error("no text") else . end'}}
+  - {{id: sentiment, engine: small, emoji: "🙂", user_prompt: "grade {{{{ text }}}}", output_model: {{label: a | b}}}}
+  - parallel:
+      - branch: fr
+        join: fr
+        steps:
+          - {{id: translate_fr, engine: small, user_prompt: "fr {{{{ chain_input.text }}}}", output_model: {{text: string}}}}
+      - branch: audit
+        when: chain_input.n > 4
+        steps:
+          - {{id: note, apply: {{jq: '{{f: 1}}'}}}}
+  - {{id: digest, apply: {{jq: '{{label}}'}}}}
+"#,
+        server.url()
+    )
+}
+
+/// Answers what is asked of the first `n` rows, and holds everything else.
+fn holds_after(n: usize) -> TestServer {
+    TestServer::start(move |asked| {
+        let user = asked.user();
+        let answered = (0..n).any(|row| user.contains(&format!("row {row} end")));
+        if answered {
+            answer_from_schema(asked)
+        } else {
+            Answer::Hang
+        }
+    })
+}
+
+/// The live part of a screen, without what no two runs share.
+macro_rules! assert_screen {
+    ($name:expr, $screen:expr) => {
+        insta::with_settings!({filters => vec![
+            (r"(?m)(\d/~?[\d,?]+(?: +\d+%)?) +[\d.]+ +[\d.]+( +\d+) +(?:done|–|-|waits|\d[\dmhs ]*)$", "$1 [rates]$2 [left]"),
+            (r"(?m)^run .*$", "run       [times, rows, rate]"),
+            (r"is out for \d[\dmhs ]+;", "is out for [time];"),
+        ]}, { insta::assert_snapshot!($name, $screen) })
+    };
+}
+
+/// From the heads of the columns on.
+fn live(screen: &str) -> String {
+    let lines = screen
+        .lines()
+        .skip_while(|line| !line.trim_start().starts_with("rows "));
+    lines
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
+        .trim_end()
+        .to_owned()
+}
+
+#[test]
+fn bars_at_any_width() {
+    let server = holds_after(8);
+    let bench = Bench::new(&chain(&server), rows(40));
+    let mut terminal = Terminal::start(&bench, &["--limit", "40"], &[], (80, 24));
+    let screen = terminal.until("straggler", |screen| screen.contains("straggler"));
+    assert!(
+        screen.starts_with("product-reviews 評価\n├── 🔧 clean  apply jq\n"),
+        "{screen}"
+    );
+    assert_screen!("bars_at_80", live(&screen));
+    for (width, wide_head) in [(60, false), (160, true)] {
+        terminal.resize(width, 24);
+        let is_drawn = |screen: &str| {
+            let live = live(screen);
+            live.contains("last 10 s") == wide_head
+                && live.contains("straggler")
+                && live
+                    .lines()
+                    .all(|line| console::measure_text_width(line) < usize::from(width))
+                && (wide_head || !live.contains('%') || !live.contains("%  "))
+        };
+        let screen = terminal.until("redrawn screen", is_drawn);
+        assert_screen!(format!("bars_at_{width}"), live(&screen));
+    }
+    // Ctrl-C on the keyboard: the bars go, the summary comes, the cursor can be seen.
+    terminal.types("\x03");
+    terminal.until("warning", |screen| screen.contains("stopping:"));
+    terminal.types("\x03");
+    assert_eq!(terminal.ends(), 130);
+    let screen = terminal.screen();
+    assert!(
+        screen.contains("interrupted: ") && screen.contains("the same command goes on"),
+        "{screen}"
+    );
+    assert!(
+        !screen.contains("━━") && !screen.contains("waits for"),
+        "{screen}"
+    );
+    assert!(terminal.cursor().1, "the cursor is hidden");
+}
+
+#[test]
+fn a_terminal_without_utf8_gets_ascii() {
+    let server = holds_after(8);
+    let chain = chain(&server).replace("評価", "chain");
+    for env in [
+        [("LC_ALL", "POSIX"), ("LANG", "en_US.UTF-8")],
+        [("LC_ALL", ""), ("LANG", "C")],
+    ] {
+        let bench = Bench::new(&chain, rows(40));
+        let terminal = Terminal::start(&bench, &["--limit", "40"], &env, (80, 24));
+        let screen = terminal.until("straggler", |screen| screen.contains("straggler"));
+        assert!(screen.is_ascii(), "{screen}");
+        assert!(screen.contains("|-- clean  apply jq"), "{screen}");
+    }
+}
+
+#[test]
+fn a_terminal_that_cannot_go_back_gets_lines() {
+    let bench = Bench::new("name: t\nsteps:\n  - {id: n, apply: {jq: .}}\n", rows(5));
+    for env in [("TERM", "dumb"), ("CHAINETTE_LOG", "off")] {
+        let mut terminal = Terminal::start(&bench, &["--overwrite", "--color", "never"], &[env], (80, 24));
+        assert_eq!(terminal.ends(), 0);
+        assert!(!terminal.bytes().contains('\x1b'), "{:?}", terminal.bytes());
+        assert!(
+            terminal.screen().contains("finished: 5 rows in"),
+            "{}",
+            terminal.screen()
+        );
+    }
+}
+
+#[test]
+fn colours_are_what_was_asked_for() {
+    let server = holds_after(3);
+    let with = |extra: &[&str], env: &[(&str, &str)]| {
+        let bench = Bench::new(&chain(&server), rows(40));
+        let terminal = Terminal::start(&bench, extra, env, (100, 30));
+        terminal.until("a failed row in the table", |screen| {
+            live(screen).contains("digest")
+        });
+        terminal.bytes().contains("\x1b[36m") || terminal.bytes().contains("\x1b[2m")
+    };
+    assert!(with(&[], &[]));
+    assert!(!with(&[], &[("NO_COLOR", "1")]));
+    assert!(!with(&["--color", "never"], &[]));
+    assert!(with(&["--color", "always"], &[("NO_COLOR", "1")]));
+}
+
+#[test]
+fn a_finished_run_leaves_its_summary() {
+    let server = TestServer::start(answer_from_schema);
+    let bench = Bench::new(&chain(&server), rows(40));
+    let mut terminal = Terminal::start(&bench, &["--limit", "40"], &[], (160, 40));
+    assert_eq!(terminal.ends(), 3);
+    let screen = terminal.screen();
+    insta::with_settings!({filters => vec![
+        (r"(?m) +[\d.]+ (ns|µs|ms|s) +±.*$", "  [times]"),
+        (r"\d+\.?\d* s \([\d,]+/s\)", "[time]"),
+    ]}, { insta::assert_snapshot!("finished", screen) });
+}
+
+#[test]
+fn what_happens_stands_above_the_bars() {
+    let server = holds_after(8);
+    let bench = Bench::new(&chain(&server), rows(40));
+    assert_eq!(bench.run(&["--limit", "2"]).code, 0);
+    let mut terminal = Terminal::start(&bench, &["--limit", "40"], &[], (100, 30));
+    let screen = terminal.until("row that failed", |screen| {
+        screen.contains("row failed at clean (apply): no text") && live(screen).contains("40/40")
+    });
+    let place = |text: &str| {
+        screen
+            .find(text)
+            .unwrap_or_else(|| panic!("no {text} in\n{screen}"))
+    };
+    let resumed = place("resuming: 2 of 40 rows are done, 0 answers on file are not asked again\n");
+    assert!(place("engines") < resumed && resumed < place("row failed at clean"));
+    assert!(place("row failed at clean") < place("last 10 s"), "{screen}");
+    assert_eq!(screen.matches("last 10 s").count(), 1, "{screen}");
+    terminal.types("\x03");
+    terminal.until("warning", |screen| screen.contains("stopping:"));
+    terminal.types("\x03");
+    assert_eq!(terminal.ends(), 130);
+}
+
+#[test]
+fn a_terminal_that_is_not_read_stops_nobody() {
+    let bench = Bench::new(
+        "name: t\nsteps:\n  - {id: n, apply: {jq: 'if .n % 3 == 0 then error(\"x\\(.n)\") else . end'}}\n",
+        rows(20_000),
+    );
+    let mut terminal = Terminal::start_unread(&bench, &["--batch-size", "2"], &[], (200, 60));
+    assert_eq!(terminal.ends(), 3);
+    assert_eq!(bench.opened().lines("n").len(), 20_000 - 6_667);
+}
+
+#[test]
+fn verbose_shows_requests() {
+    let server = TestServer::start(|asked| {
+        if asked.user().contains("row 5 end") {
+            return Answer::status(400, &format!("no thanks {}", "z".repeat(200)));
+        }
+        if asked.user().contains("row 9 end") {
+            return Answer::Hang;
+        }
+        answer_from_schema(asked)
+    });
+    let bench = Bench::new(&chain(&server), rows(10));
+    let terminal = Terminal::start(&bench, &["--verbose"], &[], (120, 40));
+    let screen = terminal.until("the last request", |screen| screen.contains("translate_fr row 8"));
+    assert!(
+        screen.contains("requests  ") && screen.contains(" · answered · "),
+        "{screen}"
+    );
+    drop(terminal);
+
+    let server = TestServer::start(answer_from_schema);
+    let bench = Bench::new(&chain(&server), rows(10));
+    let ran = bench.run(&["--verbose", "--json-logs"]);
+    assert!(ran.stderr.lines().count() > 5, "{}", ran.stderr);
+}
+
+#[test]
+fn a_request_is_told_without_its_contents() {
+    let recent = Recent::default();
+    for n in 0..20 {
+        recent.push(Exchange {
+            row_id: n.to_string(),
+            problem: Some("é".repeat(100)),
+            ..Exchange::default()
+        });
+    }
+    let told = recent.take();
+    assert_eq!(
+        (told.len(), told[0].missed, told[0].row_id.as_str()),
+        (16, 4, "4")
+    );
+    assert_eq!(told[15].missed, 0);
+    assert_eq!(
+        told[0].problem.as_deref(),
+        Some(format!("{}…", "é".repeat(60)).as_str())
+    );
+    assert!(recent.take().is_empty());
+}
+
+// ---- the renderer ----
+
+fn node(id: &str, after: Option<usize>) -> NodeInfo {
+    NodeInfo {
+        id: id.into(),
+        icon: "🔧".into(),
+        after,
+        ..NodeInfo::default()
+    }
+}
+
+fn traffic(came: u64, done: u64, left: u64, failed: u64) -> Traffic {
+    Traffic {
+        came,
+        done,
+        left,
+        failed,
+        ..Traffic::default()
+    }
+}
+
+/// What a tracker makes of a status, some seconds into a run of a million rows.
+fn progress(seconds: f64, status: Status) -> Progress {
+    let mut progress = Progress {
+        total: Some(1_000_000),
+        seconds,
+        status,
+        ..Progress::default()
+    };
+    Tracker::default().update(&mut progress);
+    progress
+}
+
+fn three_nodes() -> Progress {
+    let mut fr = node("translate_into_french", Some(1));
+    (fr.depth, fr.branch, fr.engine, fr.icon) = (1, Some("fr".into()), Some("small".into()), "🤖".into());
+    let mut sentiment = node("sentiment", Some(0));
+    sentiment.engine = Some("small".into());
+    progress(
+        3_723.0,
+        Status {
+            nodes: [node("clean", None), sentiment, fr, node("digest", Some(1))].into(),
+            traffic: vec![
+                traffic(1_000_000, 1_000_000, 1_000_000, 0),
+                traffic(812_344, 812_280, 811_046, 1_234),
+                traffic(811_046, 700_000, 700_000, 0),
+                traffic(0, 0, 0, 0),
+            ],
+            engines: vec![EngineStatus {
+                name: "small".into(),
+                in_flight: 64,
+                waiting: 111_110,
+                limit: 64,
+                trouble: Some("HTTP 429: rate limit reached for requests".into()),
+                retry_in: Some(11.2),
+            }],
+            errors: 1_234,
+            feed: Feed::AtEnd,
+            ..Status::default()
+        },
+    )
+}
+
+#[test]
+fn the_renderer_at_three_widths() {
+    for (width, style) in [(60, UTF8), (80, UTF8), (160, UTF8), (80, ASCII)] {
+        let lines = render(&three_nodes(), style, (width, 24), &[]);
+        for line in &lines {
+            assert!(console::measure_text_width(line) < width, "{line}");
+            assert!(style.unicode || line.is_ascii(), "{line}");
+        }
+        let name = format!("render_{width}{}", if style.unicode { "" } else { "_ascii" });
+        insta::assert_snapshot!(name, lines.join("\n"));
+    }
+    // Nothing is too small to be drawn on.
+    for width in 1..60 {
+        for height in 1..12 {
+            let lines = render(&three_nodes(), UTF8, (width, height), &["x".repeat(200)]);
+            let fits = |line: &String| console::measure_text_width(line) < width.max(22);
+            assert!(lines.iter().all(fits), "{width}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn more_nodes_than_lines() {
+    let nodes = (0..40).map(|n| node(&format!("node_{n:02}"), (n as usize).checked_sub(1)));
+    let traffic = (0..40).map(|n| match n {
+        0..12 => traffic(1_000_000, 1_000_000, 1_000_000, 0),
+        12..15 => traffic(600_000 - n, 600_000 - n - 1, 600_000 - n - 1, 0),
+        _ => traffic(0, 0, 0, 0),
+    });
+    let status = Status {
+        nodes: nodes.collect(),
+        traffic: traffic.collect(),
+        ..Status::default()
+    };
+    let lines = render(&progress(600.0, status), ASCII, (80, 16), &[]);
+    assert!(lines.len() < 16, "{}", lines.len());
+    insta::assert_snapshot!("forty_nodes", lines.join("\n"));
+}
+
+#[test]
+fn the_rest_of_a_resumed_run_is_reckoned_at_its_own_speed() {
+    let at = |seconds: f64, done: u64, reused: u64| {
+        let status = Status {
+            nodes: [node("n", None)].into(),
+            traffic: vec![Traffic {
+                reused,
+                before: 800_000,
+                ..traffic(done, done, done, 0)
+            }],
+            ..Status::default()
+        };
+        Progress {
+            total: Some(1_000_000),
+            rows_before: 800_000,
+            seconds,
+            status,
+            ..Progress::default()
+        }
+    };
+    let mut tracker = Tracker::default();
+    // Only answers from the ledger so far: nobody knows how fast the engine is.
+    let mut first = at(1.0, 850_000, 50_000);
+    tracker.update(&mut first);
+    assert_eq!((first.nodes[0].rate, first.nodes[0].eta), (0.0, None));
+    // A thousand rows asked in nine seconds.
+    let mut second = at(10.0, 851_000, 50_000);
+    tracker.update(&mut second);
+    assert_eq!(second.nodes[0].rate, 100.0);
+    assert_eq!(second.eta, Some(1490.0));
+    // Ten times as fast in the last ten seconds.
+    let mut third = at(20.0, 861_000, 50_000);
+    tracker.update(&mut third);
+    assert_eq!((third.nodes[0].recent, third.eta), (1000.0, Some(139.0)));
+}
+
+#[test]
+fn totals_follow_what_the_nodes_before_leave() {
+    let mut aside = node("aside", Some(1));
+    (aside.depth, aside.branch, aside.through) = (1, Some("b".into()), vec![0]);
+    let status = Status {
+        nodes: [
+            node("split", None),
+            node("half", Some(0)),
+            aside,
+            node("end", Some(1)),
+        ]
+        .into(),
+        traffic: vec![
+            traffic(1_000, 1_000, 3_000, 0),
+            traffic(3_000, 2_000, 1_000, 0),
+            traffic(100, 100, 100, 0),
+            traffic(1_000, 900, 900, 0),
+        ],
+        entries: vec![chainette::event::Entries {
+            came: 1_000,
+            skipped: 900,
+        }],
+        ..Status::default()
+    };
+    let totals: Vec<_> = progress(10.0, status)
+        .nodes
+        .iter()
+        .map(|node| node.total)
+        .collect();
+    let rows: Vec<_> = totals
+        .iter()
+        .flatten()
+        .map(|total| (total.rows, total.estimate))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            (1_000_000, false),
+            (3_000_000, true),
+            (150_000, true),
+            (1_500_000, true)
+        ]
+    );
+}
+
+#[test]
+fn plain_lines_come_every_ten_seconds() {
+    let said = Arc::new(Mutex::new(String::new()));
+    let out = said.clone();
+    let mut plain = Plain::new(
+        UTF8,
+        Box::new(move |line| {
+            let mut said = out.lock().expect("nobody panics");
+            said.push_str(line);
+            said.push('\n');
+        }),
+    );
+    assert_eq!(plain.every(), Duration::from_secs(1));
+    let mut tracker = Tracker::default();
+    for second in 1..=25_u64 {
+        let done = second * 1_000;
+        let mut now = three_nodes();
+        (now.seconds, now.total) = (second as f64, Some(100_000));
+        now.rows = done;
+        now.status.behind = Some(if second < 3 { done } else { 3_000 });
+        now.status.traffic = vec![
+            traffic(100_000, 100_000, 100_000, 0),
+            traffic(done + 64, done, done, 0),
+            traffic(done, done / 2, done / 2, 7),
+            traffic(0, 0, 0, 0),
+        ];
+        now.status.engines[0].trouble = None;
+        tracker.update(&mut now);
+        if second == 4 {
+            let warning = Event::EngineWaiting {
+                engine: "small".into(),
+                reason: "HTTP 503: Loading model".into(),
+                retry_in_s: 1.5,
+            };
+            plain.event(SystemTime::UNIX_EPOCH, &warning, &now);
+        }
+        if second == 6 {
+            for n in 0..9 {
+                let exchange = Exchange {
+                    node: "sentiment".into(),
+                    row_id: n.to_string(),
+                    engine: "small".into(),
+                    attempt: 2,
+                    status: "bad_reply",
+                    ms: 1_812,
+                    usage: Usage {
+                        prompt_tokens: 200,
+                        completion_tokens: 35,
+                    },
+                    problem: Some("expected\na string\x1b[2J".into()),
+                    missed: 0,
+                };
+                plain.event(SystemTime::UNIX_EPOCH, &Event::Request(exchange), &now);
+            }
+        }
+        plain.tick(&now);
+    }
+    insta::assert_snapshot!("plain", said.lock().expect("nobody panics"));
+}
+
+// ---- events ----
+
+/// The events of a run, each checked against the schema.
+fn events(bench: &Bench, extra: &[&str]) -> (i32, Vec<Value>) {
+    let ran = bench.run(&[extra, &["--json-logs"]].concat());
+    (ran.code, checked(&ran.stderr))
+}
+
+fn checked(stderr: &str) -> Vec<Value> {
+    let schema: Value = serde_json::from_str(events_schema()).expect("the schema is JSON");
+    let schema = jsonschema::validator_for(&schema).expect("the schema is one");
+    let lines = stderr.lines().map(|line| {
+        let event: Value = serde_json::from_str(line).expect(line);
+        let problems: Vec<String> = schema.iter_errors(&event).map(|e| e.to_string()).collect();
+        assert!(problems.is_empty(), "{line}\n{problems:?}");
+        event
+    });
+    lines.collect()
+}
+
+fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == name).collect()
+}
+
+#[test]
+fn the_schema_knows_wrong_events() {
+    let schema: Value = serde_json::from_str(events_schema()).expect("the schema is JSON");
+    let schema = jsonschema::validator_for(&schema).expect("the schema is one");
+    let ts = "2026-01-02T03:04:05.678Z";
+    let is_one = |event: Value| schema.is_valid(&event);
+    assert!(is_one(
+        serde_json::json!({"ts": ts, "event": "checkpoint", "rows": 1})
+    ));
+    assert!(!is_one(
+        serde_json::json!({"ts": ts, "event": "checkpoint", "rows": -1})
+    ));
+    assert!(!is_one(
+        serde_json::json!({"ts": ts, "event": "checkpoint", "rows": 1, "more": 1})
+    ));
+    assert!(!is_one(serde_json::json!({"ts": ts, "event": "nothing"})));
+    assert!(!is_one(
+        serde_json::json!({"ts": "now", "event": "checkpoint", "rows": 1})
+    ));
+}
+
+#[test]
+fn every_event_is_in_the_schema() {
+    // All well, then resumed with a larger limit.
+    let server = TestServer::start(answer_from_schema);
+    let bench = Bench::new(&chain(&server), rows(30) + "bad\n");
+    let (code, well) = events(
+        &bench,
+        &["--limit", "20", "--verbose", "--max-lines-per-file", "7"],
+    );
+    assert_eq!(code, 3);
+    assert!(!named(&well, "request").is_empty() || well.len() > 10);
+    assert!(!named(&well, "shard_rolled").is_empty());
+    let totals = named(&well, "step_total");
+    let last = |node: &str| {
+        totals
+            .iter()
+            .rev()
+            .find(|event| event["node"] == node)
+            .map(|e| e["total"].clone())
+    };
+    assert_eq!(
+        (last("clean"), last("sentiment"), last("note")),
+        (Some(20.into()), Some(19.into()), Some(15.into()))
+    );
+    let (code, resumed) = events(&bench, &["--max-lines-per-file", "7"]);
+    assert_eq!(
+        (code, named(&resumed, "resumed")[0]["rows"].clone()),
+        (3, 20.into())
+    );
+    assert_eq!(named(&resumed, "rows_failed")[0]["kind"], "invalid_input");
+    // The summary's times are those of the whole run.
+    let metadata = bench.opened().metadata();
+    assert_eq!(metadata["timings"]["nodes"]["sentiment"]["measured"], 29);
+    let seconds = metadata["timings"]["run_seconds"].as_f64().expect("seconds");
+    let second = named(&resumed, "run_finished")[0]["seconds"]
+        .as_f64()
+        .expect("seconds");
+    let first = named(&well, "run_finished")[0]["seconds"]
+        .as_f64()
+        .expect("seconds");
+    assert!(
+        seconds > second && seconds <= first + second,
+        "{seconds} {first} {second}"
+    );
+
+    // An engine that makes rows wait, then refuses for good.
+    let seen = std::sync::atomic::AtomicUsize::new(0);
+    let server = TestServer::start(
+        move |_| match seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0..3 => Answer::status(503, "Loading model"),
+            _ => Answer::status(401, "who are you"),
+        },
+    );
+    let bench = Bench::new(&chain(&server), rows(3));
+    let (code, stopped) = events(&bench, &[]);
+    assert_eq!(code, 1);
+    assert!(!named(&stopped, "engine_waiting").is_empty() && !named(&stopped, "error").is_empty());
+    assert_eq!(named(&stopped, "run_finished")[0]["state"], "stopped");
+
+    // Never begun; developer logs; interrupted.
+    bench.write("chain.yaml", "name: t\nsteps: 3\n");
+    let (code, refused) = events(&bench, &[]);
+    assert_eq!((code, refused.len()), (2, 1));
+    let server = holds_after(2);
+    let bench = Bench::new(&chain(&server), rows(9));
+    let mut command = bench.command(&["--json-logs", "--verbose"]);
+    command
+        .env("CHAINETTE_LOG", "debug")
+        .stderr(std::process::Stdio::piped());
+    let run = command.spawn().expect("the command starts");
+    while server.stats().in_flight < 4 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = run.id().to_string();
+    let kill = || std::process::Command::new("kill").args(["-INT", &pid]).status();
+    assert!(kill().expect("kill starts").success());
+    let ran = bench.ran(&run.wait_with_output().expect("it ends"));
+    assert_eq!(ran.code, 130, "{}", ran.stderr);
+    let interrupted = checked(&ran.stderr);
+    assert_eq!(named(&interrupted, "run_finished")[0]["state"], "interrupted");
+}
