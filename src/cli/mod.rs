@@ -1,9 +1,15 @@
 //! Who asks: arguments, settings, one file per command.
 
 mod args;
+mod check_rows;
+mod completions;
+mod engines;
+mod help;
+mod init;
 mod inspect;
 mod printer;
 mod run;
+mod schema;
 
 use std::process::ExitCode;
 
@@ -44,13 +50,20 @@ pub fn main() -> ExitCode {
             return ExitCode::from(Exit::Usage as u8);
         }
         // --help and --version.
-        Err(asked) => asked.exit(),
+        Err(asked) => {
+            let exit = Printer::of_raw_arguments().help(&asked.render());
+            return ExitCode::from(exit as u8);
+        }
     };
     start_logs(cli.global.json_logs);
     let printer = Printer::new(&cli.global);
     let exit = match &cli.command {
         Command::Run(args) => run::run(args, &cli.global, printer),
         Command::Inspect(args) => inspect::inspect(args, &cli.global, printer),
+        Command::Engines(args) => engines::engines(args, printer),
+        Command::Init(args) => init::init(args, printer),
+        Command::Schema(args) => schema::schema(args, printer),
+        Command::Completions(args) => completions::completions(args, printer),
     };
     ExitCode::from(exit as u8)
 }

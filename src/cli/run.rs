@@ -140,7 +140,7 @@ fn finish(args: &RunArgs, outcome: &Outcome, printer: Printer) -> Exit {
 }
 
 /// Why a path cannot be read as rows.
-fn unusable_input(path: &Path) -> Option<String> {
+pub(super) fn unusable_input(path: &Path) -> Option<String> {
     let shown = path.display();
     match std::fs::metadata(path) {
         Err(error) => return Some(format!("cannot read {shown}: {error}")),

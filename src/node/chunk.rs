@@ -13,9 +13,9 @@ use super::walk::{Origin, Walker};
 /// A row that is ready to go, or failed already.
 #[derive(Debug)]
 pub struct Arrival {
-    id: RowId,
-    origin: Origin,
-    record: Result<Record, String>,
+    pub(super) id: RowId,
+    pub(super) origin: Origin,
+    pub(super) record: Result<Record, String>,
     raw: Vec<u8>,
 }
 
@@ -56,20 +56,25 @@ impl Walker {
             record,
             raw,
         } = row;
-        let (message, shown) = match &record {
-            Err(message) => (message.clone(), Err(raw.as_slice())),
-            Ok(record) => {
-                let model = self.plan.input_model.as_ref();
-                match model.map_or(Ok(()), |model| model.validate(&record.to_json())) {
-                    Ok(()) => return self.row(id, record.clone(), &origin, out).await,
-                    Err(message) => (format!("does not match input_model: {message}"), Ok(record)),
-                }
-            }
+        let message = match self.valid(&record) {
+            Ok(record) => return self.row(id, record.clone(), &origin, out).await,
+            Err(message) => message,
         };
+        let shown = record.as_ref().map_err(|_| raw.as_slice());
         out.input_row(true);
         out.failure(None, ErrorKind::InvalidInput, &message);
         lines::bad_input(&mut out.errors, &id, &origin, &message, shown);
         Ok(())
+    }
+
+    /// The record of a row that may start; else why it is `invalid_input`.
+    pub(super) fn valid<'r>(&self, record: &'r Result<Record, String>) -> Result<&'r Record, String> {
+        let record = record.as_ref().map_err(Clone::clone)?;
+        if let Some(model) = &self.plan.input_model {
+            let checked = model.validate(&record.to_json());
+            checked.map_err(|message| format!("does not match input_model: {message}"))?;
+        }
+        Ok(record)
     }
 
     /// True when rows ask engines, so that each must be led on its own.

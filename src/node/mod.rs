@@ -12,4 +12,4 @@ pub mod step;
 mod walk;
 
 pub use cpu::Cpu;
-pub use walk::Walker;
+pub use walk::{Walker, preview};

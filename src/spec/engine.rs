@@ -6,7 +6,7 @@ use super::yaml::{Node, Text, Yaml};
 use super::{Backend, Concurrency, EngineSpec, Timeouts};
 
 /// Every documented field.
-const FIELDS: &[&str] = &[
+pub(crate) const FIELDS: &[&str] = &[
     "backend",
     "model",
     "endpoint",
@@ -42,7 +42,7 @@ const FIELDS: &[&str] = &[
 ];
 
 /// The fields that this version acts on.
-const SERVED: &[&str] = &[
+pub(crate) const SERVED: &[&str] = &[
     "backend",
     "model",
     "endpoint",
@@ -55,7 +55,7 @@ const SERVED: &[&str] = &[
 ];
 
 /// The documented backends, aliases included.
-const BACKENDS: &[&str] = &[
+pub(crate) const BACKENDS: &[&str] = &[
     "openai",
     "vllm",
     "llamacpp",
@@ -64,6 +64,18 @@ const BACKENDS: &[&str] = &[
     "embedded",
     "vllm_api",
     "ollama_api",
+];
+
+/// The clocks of `timeout`.
+pub(crate) const TIMEOUT: &[&str] = &["connect", "first_byte", "between_bytes", "total"];
+
+/// Headers that carry secrets, in lower case.
+pub(crate) const SECRET_HEADERS: &[&str] = &[
+    "authorization",
+    "proxy-authorization",
+    "api-key",
+    "x-api-key",
+    "cookie",
 ];
 
 const WHAT_WORKS: &str = "use `backend: openai` with the `endpoint` of a running server";
@@ -203,10 +215,7 @@ fn headers(fields: &Fields<'_>, problems: &mut Problems) -> Vec<(String, String)
     let mut found = Vec::with_capacity(entries.len());
     for entry in entries {
         let name = entry.key.value.to_ascii_lowercase();
-        if matches!(
-            name.as_str(),
-            "authorization" | "proxy-authorization" | "api-key" | "x-api-key" | "cookie"
-        ) {
+        if SECRET_HEADERS.contains(&name.as_str()) {
             secret(entry.key.span, problems);
             continue;
         }
@@ -251,8 +260,7 @@ fn timeouts(fields: &Fields<'_>, problems: &mut Problems) -> Timeouts {
     let Some(node) = fields.get("timeout") else {
         return timeouts;
     };
-    let known = &["connect", "first_byte", "between_bytes", "total"];
-    if let Some(fields) = Fields::of(node, "`timeout`", known, problems) {
+    if let Some(fields) = Fields::of(node, "`timeout`", TIMEOUT, problems) {
         let mut set = |key, slot: &mut std::time::Duration| {
             if let Some(found) = fields.duration(key, problems) {
                 *slot = found;

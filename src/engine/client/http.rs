@@ -15,7 +15,7 @@ use crate::spec::{EngineSpec, Timeouts};
 /// that is just being closed would cost a row a try.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// Posts bodies to one address.
+/// Talks to one address.
 pub(super) struct Http {
     client: reqwest::Client,
     url: reqwest::Url,
@@ -86,21 +86,26 @@ impl Http {
 
     /// Sends one body and reads the whole answer.
     pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
-        match tokio::time::timeout(self.timeout.total, self.exchange(body, turn)).await {
+        let request = self.client.post(self.url.clone());
+        let request = request.header("x-chainette-attempt", turn).body(body);
+        self.in_time(request).await
+    }
+
+    /// Gets the page, whole.
+    pub(super) async fn get(&self) -> Result<Answered, CallError> {
+        self.in_time(self.client.get(self.url.clone())).await
+    }
+
+    async fn in_time(&self, request: reqwest::RequestBuilder) -> Result<Answered, CallError> {
+        let exchange = self.exchange(request.headers(self.headers.clone()));
+        match tokio::time::timeout(self.timeout.total, exchange).await {
             Ok(result) => result,
             Err(_) => Err(late("the reply took longer than `timeout.total`")),
         }
     }
 
-    async fn exchange(&self, body: Bytes, turn: u32) -> Result<Answered, CallError> {
-        let sending = self
-            .client
-            .post(self.url.clone())
-            .headers(self.headers.clone())
-            .header("x-chainette-attempt", turn)
-            .body(body)
-            .send();
-        let mut response = match tokio::time::timeout(self.timeout.first_byte, sending).await {
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Answered, CallError> {
+        let mut response = match tokio::time::timeout(self.timeout.first_byte, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(broken(&error)),
             Err(_) => return Err(late("no byte of the reply came within `timeout.first_byte`")),

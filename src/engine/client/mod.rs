@@ -1,6 +1,7 @@
 //! Adapters: one per wire protocol.
 
 pub mod openai;
+pub mod probe;
 pub mod schema;
 
 mod fault;
