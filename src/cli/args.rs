@@ -36,8 +36,8 @@ pub(crate) struct Global {
     /// Write one JSON object per line to stderr, and nothing else there
     #[arg(long, global = true)]
     pub(crate) json_logs: bool,
-    /// When to use colours; `auto` uses them on a terminal, unless NO_COLOR is set
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    /// Colours: auto (on a terminal without NO_COLOR), always or never
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, hide_possible_values = true, value_name = "WHEN")]
     pub(crate) color: Color,
     /// Leave emoji out of the tree
     #[arg(long, global = true)]
@@ -60,18 +60,18 @@ pub(crate) enum Command {
     ///
     /// Writes one folder per node, a flattened table and a list of every row that failed. The same command
     /// again resumes an unfinished run without asking an engine twice, and says so when it is finished.
-    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
+    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG, verbatim_doc_comment)]
     Run(RunArgs),
     /// Show a chain as a tree and check it, with --input also its rows; runs nothing
     ///
     /// Everything that is wrong with the chain is told at once. Needs no network and writes nothing.
-    #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG)]
+    #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG, verbatim_doc_comment)]
     Inspect(InspectArgs),
     /// List the engines of a chain and ask each for its state
     ///
     /// Asks all of them at once, each in the way its backend answers; nothing is generated. Keys are
     /// never shown, only whether they are set.
-    #[command(after_long_help = help::ENGINES)]
+    #[command(after_long_help = help::ENGINES, verbatim_doc_comment)]
     Engines(EnginesArgs),
     /// Write a starter chain that runs at once
     #[command(after_long_help = help::INIT)]
@@ -175,7 +175,7 @@ pub(crate) struct InspectArgs {
     ///
     /// They are led up to the prompts of the first Steps: `input_model`, jq, `when` and templates are
     /// tried on them, so that a wrong prompt or a missing field is found before anything is asked.
-    #[arg(long, value_name = "FILE", help_heading = "Rows")]
+    #[arg(long, value_name = "FILE", help_heading = "Rows", verbatim_doc_comment)]
     pub(crate) input: Option<PathBuf>,
     /// How many rows of --input
     #[arg(long, value_name = "N", requires = "input", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]

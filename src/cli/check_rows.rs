@@ -65,7 +65,16 @@ fn render(findings: &Findings, input: &str) -> String {
         let width = findings.fields.keys().map(|name| name.chars().count()).max();
         let width = width.unwrap_or(0).min(40);
         for (name, field) in &findings.fields {
-            let types: Vec<&str> = field.types.keys().copied().collect();
+            let types: Vec<String> = match field.types.len() {
+                1 => field.types.keys().map(|kind| (*kind).to_owned()).collect(),
+                _ => {
+                    let counted = field
+                        .types
+                        .iter()
+                        .map(|(kind, n)| format!("{} {kind}", thousands(*n)));
+                    counted.collect()
+                }
+            };
             let rows = thousands(field.rows);
             out += &format!(
                 "  {name:width$}  {rows} of {}  {}\n",

@@ -118,7 +118,10 @@ impl Row<'_> {
     /// The state with what is known beside it.
     fn state(&self) -> String {
         let Some(health) = self.health else {
-            return self.unsupported();
+            let reason = self
+                .unsupported()
+                .map_or(String::new(), |reason| format!(": {reason}"));
+            return format!("not supported{reason}");
         };
         let mut text = health.state.as_str().to_owned();
         if let Some(reason) = &health.reason {
@@ -138,12 +141,12 @@ impl Row<'_> {
         text
     }
 
-    fn unsupported(&self) -> String {
-        let problem = self.engine.unsupported.first();
-        problem.map_or_else(
-            || "not supported".to_owned(),
-            |p| format!("not supported: {}", p.message),
-        )
+    /// Why this version does not serve the engine.
+    fn unsupported(&self) -> Option<&str> {
+        self.engine
+            .unsupported
+            .first()
+            .map(|problem| problem.message.as_str())
     }
 
     fn json(&self) -> Value {

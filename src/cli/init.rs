@@ -30,9 +30,9 @@ pub(crate) fn init(args: &InitArgs, printer: Printer) -> Exit {
         .map(|(name, _)| dir.join(name).display().to_string())
         .collect();
     if !taken.is_empty() {
-        let names = taken.join(", ");
         printer.error(&format!(
-            "error: {names} exists already; nothing was written\n  give another folder: chainette init DIR"
+            "error: there already: {}; nothing was written\n  give another folder: chainette init DIR",
+            taken.join(", ")
         ));
         return Exit::Usage;
     }

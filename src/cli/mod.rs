@@ -13,10 +13,10 @@ mod schema;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::plan::{Closures, Plan, Style, compile as compile_chain};
-use crate::spec::ChainInput;
+use crate::spec::{ChainInput, nearest};
 use args::{ChainArgs, Cli, Command};
 use printer::Printer;
 
@@ -39,8 +39,9 @@ pub(crate) enum Exit {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
+        Err(mut error) if error.use_stderr() => {
             let printer = Printer::of_raw_arguments();
+            suggest_command(&mut error);
             let text = error.render();
             printer.error(&if printer.fancy {
                 text.ansi().to_string()
@@ -66,6 +67,22 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => completions::completions(args, printer),
     };
     ExitCode::from(exit as u8)
+}
+
+/// Names the command that was meant, where clap finds none near enough (`rnu`).
+fn suggest_command(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return;
+    };
+    let known = Cli::command();
+    let names = known.get_subcommands().map(clap::Command::get_name);
+    if error.get(ContextKind::SuggestedSubcommand).is_none()
+        && let Some(near) = nearest(typed, names)
+    {
+        let near = ContextValue::Strings(vec![near.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, near);
+    }
 }
 
 /// Developer logs, off unless `CHAINETTE_LOG` asks for them.

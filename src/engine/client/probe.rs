@@ -74,8 +74,18 @@ pub async fn probe(spec: &EngineSpec, patience: Duration) -> Health {
 pub async fn probe_as(backend: &str, spec: &EngineSpec, patience: Duration) -> Health {
     let recipe = RECIPES.iter().find(|recipe| recipe.backend == backend);
     let recipe = recipe.unwrap_or(&OPENAI);
-    let spec = prepared(recipe, spec, patience);
-    let pages = recipe.pages.iter().map(|page| get(&spec, page.path, patience));
+    let mut health = ask(recipe, &prepared(recipe, spec, patience), patience).await;
+    if let (State::Unauthorised, Some(name)) = (health.state, &spec.api_key_env)
+        && !key_is_set(name)
+    {
+        health.reason = Some(format!("{name} (`api_key_env`) is not set"));
+    }
+    health
+}
+
+/// Gets the recipe's pages, all at once, and sums up what they say.
+async fn ask(recipe: &Recipe, spec: &EngineSpec, patience: Duration) -> Health {
+    let pages = recipe.pages.iter().map(|page| get(spec, page.path, patience));
     let mut seen = Seen::default();
     for (page, got) in recipe.pages.iter().zip(join_all(pages).await) {
         match (got, page.required) {
@@ -84,14 +94,14 @@ pub async fn probe_as(backend: &str, spec: &EngineSpec, patience: Duration) -> H
             (Err(trouble), true) => {
                 let mut health = seen.health(trouble.state);
                 health.reason = Some(match (trouble.missing, recipe.at_root) {
-                    (true, false) => missing_page(&spec, trouble.reason, patience).await,
+                    (true, false) => missing_page(spec, trouble.reason, patience).await,
                     _ => trouble.reason,
                 });
                 return health;
             }
         }
     }
-    judge(recipe, &spec, seen)
+    judge(recipe, spec, seen)
 }
 
 /// How a kind of server is asked.

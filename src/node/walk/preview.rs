@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{State, Walker, scope, set};
 use crate::expr::template::{FIXED_NAMES, Template};
-use crate::plan::{ApplyPlan, Branch, Group, Item, Node, NodeIx, NodeKind, StepPlan};
+use crate::plan::{ApplyPlan, Branch, Group, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
 use crate::row::{ErrorKind, Named, Record, RowId};
 use crate::source::Chunk;
 use crate::spec::{OnError, suggest};
@@ -158,6 +158,8 @@ pub fn preview(walker: &Walker, chunks: &[Chunk]) -> Findings {
         }
     }
     preview.never_found();
+    let order = |group: &FailureGroup| group.node.as_deref().map(|id| place(&walker.plan, id));
+    preview.findings.failures.sort_by_key(order);
     preview.findings
 }
 
@@ -474,6 +476,14 @@ impl Preview<'_> {
         }
         self.findings.never_found = found;
     }
+}
+
+/// The chain order of a node, or of a branch's first one.
+fn place(plan: &Plan, id: &str) -> usize {
+    let branch = || plan.branches.iter().find(|branch| branch.id == id);
+    let node = plan.nodes.iter().position(|node| node.id == id);
+    node.or_else(|| branch().map(|branch| plan.first_node(&branch.line)))
+        .unwrap_or(usize::MAX)
 }
 
 /// The templates of a Step.
