@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::args::{InspectArgs, InspectFormat};
 use super::run::unusable_input;
@@ -10,8 +11,10 @@ use crate::node::preview::{Findings, NodeFindings, preview};
 use crate::node::{Cpu, Walker};
 use crate::plan::Plan;
 use crate::report::thousands;
-use crate::source::{Chunk, JsonlSource, Position, Source, SourceError};
+use crate::source::{JsonlSource, Position, Source, SourceError};
 
+/// How long rows are looked at.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows and bytes read at a time.
 const CHUNK: (usize, usize) = (256, 1 << 20);
 
@@ -21,16 +24,16 @@ pub(super) fn check_rows(args: &InspectArgs, input: &Path, plan: Plan, printer: 
         printer.error(&format!("error: {message}"));
         return Exit::Usage;
     }
-    let chunks = match first_rows(input, args.rows) {
-        Ok(chunks) => chunks,
-        Err(error) => {
+    let findings = match look(Arc::new(plan), first_rows(input, args.rows)) {
+        Some(Ok(findings)) => findings,
+        Some(Err(error)) => {
             printer.error(&explain_error(&error));
             return Exit::Usage;
         }
-    };
-    let Some(findings) = look(Arc::new(plan), chunks) else {
-        printer.error("error: the check broke off; this is a fault of chainette");
-        return Exit::Failed;
+        None => {
+            printer.error("error: the check broke off; this is a fault of chainette");
+            return Exit::Failed;
+        }
     };
     let text = match args.format {
         InspectFormat::Json => format!("{:#}\n", serde_json::json!(findings)),
@@ -43,23 +46,36 @@ pub(super) fn check_rows(args: &InspectArgs, input: &Path, plan: Plan, printer: 
 }
 
 /// The first rows of an input.
-fn first_rows(path: &Path, rows: u64) -> Result<Vec<Chunk>, SourceError> {
-    let mut source = JsonlSource::new(vec![path.to_owned()], Position::default(), Some(rows));
-    let next = || source.next_chunk(CHUNK.0, CHUNK.1).transpose();
-    std::iter::from_fn(next).collect()
+fn first_rows(path: &Path, rows: u64) -> impl Source + 'static {
+    JsonlSource::new(vec![path.to_owned()], Position::default(), Some(rows))
 }
 
 /// Runs the check on a CPU thread, whose stack is deep enough for any program; none if it panicked.
-fn look(plan: Arc<Plan>, chunks: Vec<Chunk>) -> Option<Findings> {
+fn look(plan: Arc<Plan>, mut source: impl Source + 'static) -> Option<Result<Findings, SourceError>> {
     let cpu = Cpu::new().ok()?;
     let walker = Walker::new(plan, Vec::new(), cpu.clone());
+    let work = move || {
+        let mut broken = None;
+        let chunks = std::iter::from_fn(|| {
+            let next = source.next_chunk(CHUNK.0, CHUNK.1);
+            next.unwrap_or_else(|error| {
+                broken = Some(error);
+                None
+            })
+        });
+        let findings = preview(&walker, chunks, PATIENCE);
+        broken.map_or(Ok(findings), Err)
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
-    runtime.block_on(cpu.run(move || preview(&walker, &chunks)))
+    runtime.block_on(cpu.run(work))
 }
 
 fn render(findings: &Findings, input: &str) -> String {
     let total = findings.rows;
     let mut out = format!("{input}: the first {}\n", count(total, "row"));
+    if findings.out_of_time {
+        out += "(there was no time for more)\n";
+    }
     if !findings.fields.is_empty() {
         out += "\nfields\n";
         let width = findings.fields.keys().map(|name| name.chars().count()).max();

@@ -3,6 +3,7 @@
 //! Finds what would fail before anything is asked, paid or written.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -19,6 +20,8 @@ use crate::spec::{OnError, suggest};
 pub struct Findings {
     /// Rows looked at.
     pub rows: u64,
+    /// There was no time for all of the rows asked for.
+    pub out_of_time: bool,
     /// Rows of which something would stand in errors/.
     pub rows_failed: u64,
     /// The fields of the input rows, in order of their first appearance.
@@ -140,8 +143,9 @@ impl Way {
     }
 }
 
-/// Leads the rows of `chunks` as far as that needs no engine. CPU work.
-pub fn preview(walker: &Walker, chunks: &[Chunk]) -> Findings {
+/// Leads rows as far as that needs no engine, until `patience` is used up. CPU work.
+pub fn preview(walker: &Walker, chunks: impl Iterator<Item = Chunk>, patience: Duration) -> Findings {
+    let start = Instant::now();
     let mut preview = Preview {
         walker,
         findings: Findings::default(),
@@ -152,9 +156,14 @@ pub fn preview(walker: &Walker, chunks: &[Chunk]) -> Findings {
         let findings = NodeFindings::default();
         preview.findings.nodes.insert(node.id.clone(), findings);
     }
-    for chunk in chunks {
+    'rows: for chunk in chunks {
         for row in &chunk.rows {
-            preview.row(chunk, row);
+            // A program that never ends is stopped on every row, each time after a minute.
+            if start.elapsed() > patience {
+                preview.findings.out_of_time = true;
+                break 'rows;
+            }
+            preview.row(&chunk, row);
         }
     }
     preview.never_found();
