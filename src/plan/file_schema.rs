@@ -240,6 +240,16 @@ fn item() -> Value {
     }
     if let Value::Object(fields) = &mut schema {
         fields.insert("type".to_owned(), json!("object"));
+        // Editors offer these for an empty item; what they take is said by the kinds.
+        let offered = kinds.map(|(key, kind)| {
+            let about = properties(kind, &[key]).remove(key);
+            let about = about.and_then(|mut property| property.get_mut("description").map(Value::take));
+            (key.to_owned(), json!({"description": about}))
+        });
+        fields.insert(
+            "properties".to_owned(),
+            Value::Object(offered.into_iter().collect()),
+        );
         fields.insert(
             "description".to_owned(),
             json!(
@@ -316,6 +326,7 @@ fn models() -> Value {
             "additionalProperties": def("field"),
         },
         "field": {
+            "examples": TYPES,
             "if": {"type": "string"},
             "then": {"anyOf": [{"enum": spelled}, {"minLength": 1}]},
             "else": {
