@@ -1,8 +1,13 @@
 //! The command line. Decides nothing.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::help;
+use crate::spec::parse_duration;
 
 /// Run chains of model calls over millions of rows.
 #[derive(Debug, Parser)]
@@ -11,7 +16,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     version,
     about,
     propagate_version = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_help = help::TOP,
+    after_long_help = help::TOP_LONG
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -21,6 +28,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Screen")]
 pub(crate) struct Global {
     /// Show only errors
     #[arg(long, global = true)]
@@ -31,8 +39,8 @@ pub(crate) struct Global {
     /// Show requests and retries as they happen, at a bounded rate
     #[arg(long, global = true, conflicts_with = "quiet")]
     pub(crate) verbose: bool,
-    /// When to use colour
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    /// Colours: auto (on a terminal without NO_COLOR), always or never
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, hide_possible_values = true, value_name = "WHEN")]
     pub(crate) color: Color,
     /// Leave emoji out of the tree
     #[arg(long, global = true)]
@@ -52,20 +60,46 @@ pub(crate) enum Color {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a chain over an input file
+    ///
+    /// Writes one folder per node, a flattened table and a list of every row that failed. The same command
+    /// again resumes an unfinished run without asking an engine twice, and says so when it is finished.
+    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG, verbatim_doc_comment)]
     Run(RunArgs),
-    /// Show a chain as a tree and check it; runs nothing
+    /// Show a chain as a tree and check it, with --input also its rows; runs nothing
+    ///
+    /// Everything that is wrong with the chain is told at once. Needs no network and writes nothing.
+    #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG, verbatim_doc_comment)]
     Inspect(InspectArgs),
+    /// List the engines of a chain and ask each for its state
+    ///
+    /// Asks all of them at once, each in the way its backend answers; nothing is generated. Keys are
+    /// never shown, only whether they are set.
+    #[command(after_long_help = help::ENGINES, verbatim_doc_comment)]
+    Engines(EnginesArgs),
+    /// Write a starter chain that runs at once
+    #[command(after_long_help = help::INIT)]
+    Init(InitArgs),
+    /// Print the JSON Schema of the chain file, for editors
+    #[command(after_help = help::SCHEMA)]
+    Schema(SchemaArgs),
+    /// Print the completion script of a shell
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(CompletionsArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ChainArgs {
     /// The chain file (YAML or JSON)
     pub(crate) chain: PathBuf,
-    /// Set a variable of the chain; V is read as YAML
-    #[arg(long = "set", value_name = "K=V")]
+    /// Set a variable of the chain; may be repeated
+    ///
+    /// K must stand in the chain's `vars`; V is read as YAML: `--set tone=harsh`, `--set 'tags=[a, b]'`.
+    #[arg(long = "set", value_name = "K=V", help_heading = "Chain")]
     pub(crate) sets: Vec<String>,
-    /// A file with more engines
-    #[arg(long = "engines", value_name = "FILE")]
+    /// A file with more engines; may be repeated
+    ///
+    /// A YAML file with an `engines:` mapping as in a chain. A name may be declared only once.
+    #[arg(long = "engines", value_name = "FILE", help_heading = "Chain")]
     pub(crate) engines: Vec<PathBuf>,
 }
 
@@ -76,40 +110,42 @@ pub(crate) struct RunArgs {
     /// Input rows: a .jsonl, .ndjson, .csv, .tsv (each also .gz or .zst), .parquet or .arrow file, a folder
     /// of them, a glob in quotes, or - for JSONL from stdin
     pub(crate) inputs: PathBuf,
-    /// The folder for the outputs; a folder with an unfinished run of the same chain and input resumes it
+    /// The folder for the outputs; an unfinished run in it is resumed
     pub(crate) out: PathBuf,
     /// The form of the outputs
-    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    #[arg(long, value_enum, default_value_t = Format::Jsonl, help_heading = "Output")]
     pub(crate) format: Format,
     /// Lines per output file
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
     pub(crate) max_lines_per_file: u64,
     /// Do not write flattened/
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) no_flattened: bool,
     /// Rows per chunk; changes no output [default: the chain's batch_size, else 256]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     pub(crate) batch_size: Option<u32>,
     /// Take only the first N rows; a later run with a larger N goes on
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Rows")]
     pub(crate) limit: Option<u64>,
     /// Remove what OUT holds of a former run and start again
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with = "resume", help_heading = "Resuming")]
     pub(crate) overwrite: bool,
     /// Keep what still fits of a former run whose chain or input differs
-    #[arg(long)]
+    ///
+    /// Questions that did not change are not asked again.
+    #[arg(long, help_heading = "Resuming")]
     pub(crate) resume: bool,
     /// Stop at the first failed row
-    #[arg(long, conflicts_with = "max_errors")]
+    #[arg(long, conflicts_with = "max_errors", help_heading = "Errors")]
     pub(crate) fail_fast: bool,
     /// Stop when more than N rows, or P percent of them, failed
-    #[arg(long, value_name = "N|P%", value_parser = max_errors)]
+    #[arg(long, value_name = "N|P%", value_parser = max_errors, help_heading = "Errors")]
     pub(crate) max_errors: Option<MaxErrors>,
     /// Check everything, show the tree and the first rows' requests; send and write nothing
-    #[arg(long)]
+    #[arg(long, help_heading = "Rows")]
     pub(crate) dry_run: bool,
     /// Keep no answers: a killed run asks again (benchmarks, throw-away runs)
-    #[arg(long)]
+    #[arg(long, help_heading = "Resuming")]
     pub(crate) no_ledger: bool,
 }
 
@@ -143,6 +179,53 @@ pub(crate) struct InspectArgs {
     /// The form of the output
     #[arg(long, value_enum, default_value_t = InspectFormat::Tree)]
     pub(crate) format: InspectFormat,
+    /// Check the first rows of this file too: a .jsonl or .ndjson file
+    ///
+    /// They are led up to the prompts of the first Steps: `input_model`, jq, `when` and templates are
+    /// tried on them, so that a wrong prompt or a missing field is found before anything is asked.
+    #[arg(long, value_name = "FILE", help_heading = "Rows", verbatim_doc_comment)]
+    pub(crate) input: Option<PathBuf>,
+    /// How many rows of --input
+    #[arg(long, value_name = "N", requires = "input", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
+    pub(crate) rows: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnginesArgs {
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long an engine may take to answer
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
+    pub(crate) timeout: Duration,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time span; write a number with a unit: `500ms`, `10s`, `5min`");
+    parse_duration(text).ok_or_else(wrong)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// The folder; made if it is not there
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// The schema of an engines file (--engines FILE) instead
+    #[arg(long)]
+    pub(crate) engines_file: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,7 @@
 //! `chainette inspect`.
 
 use super::args::{Global, InspectArgs, InspectFormat};
+use super::check_rows::check_rows;
 use super::{Exit, compile, printer::Printer};
 use crate::plan::explain;
 
@@ -10,14 +11,20 @@ pub(crate) fn inspect(args: &InspectArgs, global: &Global, printer: Printer) -> 
         Ok(compiled) => compiled,
         Err(exit) => return exit,
     };
+    if let Some(input) = &args.input {
+        if matches!(args.format, InspectFormat::Dot | InspectFormat::Mermaid) {
+            printer.error("error: --input checks rows, which is shown as a tree or as JSON\n  leave out --format, or --input");
+            return Exit::Usage;
+        }
+        return check_rows(args, input, compiled.plan, printer);
+    }
     let text = match args.format {
         InspectFormat::Tree => explain::tree(&compiled.plan, tree_options(global)),
         InspectFormat::Dot => explain::dot(&compiled.plan),
         InspectFormat::Mermaid => explain::mermaid(&compiled.plan),
         InspectFormat::Json => format!("{:#}\n", explain::graph_json(&compiled.plan)),
     };
-    printer.result(&text);
-    Exit::Done
+    printer.result(&text)
 }
 
 /// How the tree is to look.

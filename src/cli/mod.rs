@@ -1,18 +1,24 @@
 //! Who asks: arguments, settings, one file per command.
 
 mod args;
+mod check_rows;
+mod completions;
 mod dry_run;
+mod engines;
+mod help;
+mod init;
 mod inspect;
 mod printer;
 mod run;
+mod schema;
 mod screen;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::plan::{Closures, Plan, compile as compile_chain};
-use crate::spec::ChainInput;
+use crate::spec::{ChainInput, nearest};
 use args::{ChainArgs, Cli, Command};
 use printer::Printer;
 
@@ -35,8 +41,9 @@ pub(crate) enum Exit {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
+        Err(mut error) if error.use_stderr() => {
             let printer = Printer::of_raw_arguments();
+            suggest_command(&mut error);
             let text = error.render();
             printer.error(&if printer.fancy {
                 text.ansi().to_string()
@@ -46,15 +53,38 @@ pub fn main() -> ExitCode {
             return ExitCode::from(Exit::Usage as u8);
         }
         // --help and --version.
-        Err(asked) => asked.exit(),
+        Err(asked) => {
+            let exit = Printer::of_raw_arguments().help(&asked.render());
+            return ExitCode::from(exit as u8);
+        }
     };
     start_logs(cli.global.json_logs);
     let printer = Printer::new(&cli.global);
     let exit = match &cli.command {
         Command::Run(args) => run::run(args, &cli.global, printer),
         Command::Inspect(args) => inspect::inspect(args, &cli.global, printer),
+        Command::Engines(args) => engines::engines(args, printer),
+        Command::Init(args) => init::init(args, printer),
+        Command::Schema(args) => schema::schema(args, printer),
+        Command::Completions(args) => completions::completions(args, printer),
     };
     ExitCode::from(exit as u8)
+}
+
+/// Names the command that was meant, where clap finds none near enough (`rnu`).
+fn suggest_command(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return;
+    };
+    let known = Cli::command();
+    let names = known.get_subcommands().map(clap::Command::get_name);
+    if error.get(ContextKind::SuggestedSubcommand).is_none()
+        && let Some(near) = nearest(typed, names)
+    {
+        let near = ContextValue::Strings(vec![near.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, near);
+    }
 }
 
 /// Developer logs, off unless `CHAINETTE_LOG` asks for them.

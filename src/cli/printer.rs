@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use super::Exit;
 use super::args::{Color, Global};
 use crate::plan::Style;
 use crate::report::say;
@@ -27,15 +28,10 @@ pub(crate) struct Printer {
 
 impl Printer {
     pub(crate) fn new(global: &Global) -> Self {
-        let fancy = match global.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => is_colourful(),
-        };
         Self {
             quiet: global.quiet,
             json: global.json_logs,
-            fancy: fancy && !global.json_logs,
+            fancy: is_colourful(global.color, &std::io::stderr()) && !global.json_logs,
         }
     }
 
@@ -45,14 +41,31 @@ impl Printer {
         Self {
             quiet: false,
             json,
-            fancy: is_colourful() && !json,
+            fancy: is_colourful(raw_color(), &std::io::stderr()) && !json,
         }
     }
 
+    /// Help or the version, on stdout.
+    pub(crate) fn help(self, text: &clap::builder::StyledStr) -> Exit {
+        self.result(&if is_colourful(raw_color(), &std::io::stdout()) {
+            text.ansi().to_string()
+        } else {
+            text.to_string()
+        })
+    }
+
     /// What was asked for, on stdout.
-    pub(crate) fn result(self, text: &str) {
-        // A reader that closed the pipe has seen enough.
-        let _closed = std::io::stdout().write_all(text.as_bytes());
+    pub(crate) fn result(self, text: &str) -> Exit {
+        let mut stdout = std::io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        match written {
+            // A reader that closed the pipe has seen enough.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                self.error(&format!("error: cannot write to stdout: {error}"));
+                Exit::Failed
+            }
+            _ => Exit::Done,
+        }
     }
 
     /// Something good to know, on stderr.
@@ -100,11 +113,31 @@ impl Printer {
     }
 }
 
-pub(super) fn is_colourful() -> bool {
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stderr().is_terminal()
-        && !is_dumb
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub(super) fn is_colourful(choice: Color, stream: &impl IsTerminal) -> bool {
+    match choice {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+            stream.is_terminal()
+                && !is_dumb
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        }
+    }
+}
+
+/// `--color` of arguments that nobody has parsed.
+fn raw_color() -> Color {
+    let args: Vec<_> = std::env::args_os().collect();
+    let after = args.iter().skip_while(|arg| *arg != "--color").nth(1);
+    let is = |choice: &str| {
+        after.is_some_and(|arg| arg == choice) || args.iter().any(|arg| *arg == *format!("--color={choice}"))
+    };
+    match () {
+        () if is("always") => Color::Always,
+        () if is("never") => Color::Never,
+        () => Color::Auto,
+    }
 }
 
 fn json_line(event: &str, text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use super::args::{Color, Global};
+use super::args::Global;
 use super::inspect::tree_options;
 use super::printer::is_colourful;
 use crate::event::Report;
@@ -14,11 +14,7 @@ use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, speaks_unicod
 pub(super) fn style(global: &Global) -> Style {
     let unicode = !std::io::stderr().is_terminal() || speaks_unicode();
     Style {
-        color: match global.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => is_colourful(),
-        },
+        color: is_colourful(global.color, &std::io::stderr()),
         unicode,
         icons: unicode && !global.no_icons,
         max_branches: global.max_branches,

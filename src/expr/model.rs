@@ -14,7 +14,7 @@ use crate::spec::{Code, Entry, Node, Problems, Span, Yaml, suggest};
 pub use schema::{Lookup, TYPES, lookup, top_fields};
 
 /// The keys that make a mapping a JSON Schema instead of shorthand.
-const JSON_SCHEMA_KEYS: [&str; 10] = [
+pub(crate) const JSON_SCHEMA_KEYS: [&str; 10] = [
     "type",
     "properties",
     "$ref",

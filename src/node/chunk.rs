@@ -15,38 +15,29 @@ use super::walk::{Origin, Walker};
 /// A row that is ready to go, or failed already.
 #[derive(Debug)]
 pub struct Arrival {
-    id: RowId,
-    origin: Origin,
-    record: Result<Record, String>,
+    pub(super) id: RowId,
+    pub(super) origin: Origin,
+    pub(super) record: Result<Record, String>,
     raw: Vec<u8>,
 }
 
 impl Arrival {
-    /// Why the row cannot go; none when it can.
-    fn problem(&self, plan: &Plan) -> Option<String> {
-        match &self.record {
-            Err(message) => Some(message.clone()),
-            Ok(record) => {
-                let checked = plan.input_model.as_ref()?.validate(&record.to_json());
-                checked
-                    .err()
-                    .map(|message| format!("does not match input_model: {message}"))
-            }
-        }
-    }
-
     /// The row's id, and the row if it can go.
     pub(super) fn checked(self, plan: &Plan) -> (RowId, Result<Record, RowError>) {
-        let problem = self.problem(plan);
-        let record = match (problem, self.record) {
-            (None, Ok(record)) => Ok(record),
-            (problem, _) => Err(RowError::new(
-                ErrorKind::InvalidInput,
-                problem.unwrap_or_default(),
-            )),
-        };
-        (self.id, record)
+        let record = valid(plan, &self.record).cloned();
+        let invalid = |message| RowError::new(ErrorKind::InvalidInput, message);
+        (self.id, record.map_err(invalid))
     }
+}
+
+/// The record of a row that may start; else why it is `invalid_input`.
+pub(super) fn valid<'r>(plan: &Plan, record: &'r Result<Record, String>) -> Result<&'r Record, String> {
+    let record = record.as_ref().map_err(Clone::clone)?;
+    if let Some(model) = &plan.input_model {
+        let checked = model.validate(&record.to_json());
+        checked.map_err(|message| format!("does not match input_model: {message}"))?;
+    }
+    Ok(record)
 }
 
 impl Walker {
@@ -80,19 +71,17 @@ impl Walker {
 
     /// Leads one row to its end.
     pub async fn arrived(&self, row: Arrival, out: &mut Output) -> Result<(), Stop> {
-        let problem = row.problem(&self.plan);
         let Arrival {
             id,
             origin,
             record,
             raw,
         } = row;
-        let (message, shown) = match (problem, record) {
-            (None, Ok(record)) => return self.row(id, record, &origin, out).await,
-            (problem, Ok(record)) => (problem.unwrap_or_default(), Ok(record)),
-            (_, Err(message)) => (message, Err(raw.as_slice())),
+        let message = match valid(&self.plan, &record) {
+            Ok(record) => return self.row(id, record.clone(), &origin, out).await,
+            Err(message) => message,
         };
-        let shown = shown.as_ref().map_err(|raw| *raw);
+        let shown = record.as_ref().map_err(|_| raw.as_slice());
         out.input_row(true);
         out.failure(None, ErrorKind::InvalidInput, &message);
         lines::bad_input(&mut out.errors, &id, &origin, &message, shown);

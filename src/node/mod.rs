@@ -8,7 +8,7 @@ mod cpu;
 mod lines;
 pub mod live;
 pub mod output;
-pub mod preview;
+pub mod ahead;
 pub mod reply;
 pub mod retry;
 pub mod step;
@@ -17,4 +17,4 @@ mod walk;
 
 pub use apply::{WorkerError, Workers};
 pub use cpu::Cpu;
-pub use walk::Walker;
+pub use walk::{Walker, preview};

@@ -1,5 +1,7 @@
 //! A row's way through the plan: nodes, fan-out, branches and joins.
 
+pub mod preview;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

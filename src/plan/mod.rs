@@ -5,6 +5,7 @@ mod check;
 mod compile;
 pub mod diagnostic;
 pub mod explain;
+pub mod file_schema;
 mod graph;
 mod names;
 mod process;

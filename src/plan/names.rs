@@ -8,10 +8,10 @@ use crate::expr::NameIx;
 use crate::spec::{BranchSpec, Code, NodeSpec, Problems, Sources, Span, Text};
 
 /// Names that mean something in every template or in the output folder.
-const RESERVED: [&str; 6] = ["chain_input", "row_id", "vars", "item", "flattened", "errors"];
+pub(super) const RESERVED: [&str; 6] = ["chain_input", "row_id", "vars", "item", "flattened", "errors"];
 
 /// Jinja's own words and globals.
-const JINJA: [&str; 47] = [
+pub(super) const JINJA: [&str; 47] = [
     "true",
     "false",
     "none",
@@ -62,7 +62,7 @@ const JINJA: [&str; 47] = [
 ];
 
 /// More of Jinja's globals, which minijinja does not have (yet).
-const JINJA_MORE: [&str; 7] = [
+pub(super) const JINJA_MORE: [&str; 7] = [
     "debug",
     "cycler",
     "joiner",

@@ -8,7 +8,7 @@ use super::steps::{self, NodeSpec};
 use super::yaml::{Entry, Node, Text, Yaml};
 
 /// Every key of a chain file.
-const KEYS: &[&str] = &[
+pub(crate) const KEYS: &[&str] = &[
     "name",
     "batch_size",
     "vars",
@@ -19,6 +19,11 @@ const KEYS: &[&str] = &[
     "pools",
     "resources",
 ];
+
+/// Keys of the top that this version does not act on.
+pub(crate) const UNSERVED: &[&str] = &["pools", "resources"];
+/// Every key of an engines file.
+pub(crate) const ENGINES_FILE: &[&str] = &["engines", "pools", "resources"];
 
 /// A chain as the user wrote it.
 #[derive(Clone, Debug)]
@@ -107,8 +112,7 @@ fn unread(root: &Node) -> Vec<&'static str> {
 
 /// Reads an engines file: an `engines:` mapping and nothing else.
 pub(super) fn read_engines_file(root: &Node, problems: &mut Problems) -> Vec<EngineDecl> {
-    let known = &["engines", "pools", "resources"];
-    let Some(fields) = Fields::of(root, "an engines file", known, problems) else {
+    let Some(fields) = Fields::of(root, "an engines file", ENGINES_FILE, problems) else {
         return Vec::new();
     };
     unsupported_top(root, problems);
@@ -119,7 +123,7 @@ pub(super) fn read_engines_file(root: &Node, problems: &mut Problems) -> Vec<Eng
 }
 
 fn unsupported_top(root: &Node, problems: &mut Problems) {
-    for key in ["pools", "resources"] {
+    for key in UNSERVED {
         if let Some(entry) = root.get(key) {
             problems
                 .add(

@@ -6,7 +6,7 @@ use super::yaml::{Node, Text, Yaml};
 use super::{Backend, Concurrency, EngineSpec, Timeouts};
 
 /// Every documented field.
-const FIELDS: &[&str] = &[
+pub(crate) const FIELDS: &[&str] = &[
     "backend",
     "model",
     "endpoint",
@@ -42,7 +42,7 @@ const FIELDS: &[&str] = &[
 ];
 
 /// The fields that this version acts on.
-const SERVED: &[&str] = &[
+pub(crate) const SERVED: &[&str] = &[
     "backend",
     "model",
     "endpoint",
@@ -59,7 +59,7 @@ const SERVED: &[&str] = &[
 const SERVED_BY: &[(Backend, &str)] = &[(Backend::Ollama, "context")];
 
 /// The documented backends, aliases included.
-const BACKENDS: &[&str] = &[
+pub(crate) const BACKENDS: &[&str] = &[
     "openai",
     "vllm",
     "llamacpp",
@@ -72,6 +72,17 @@ const BACKENDS: &[&str] = &[
 
 const WHAT_WORKS: &str =
     "give the `endpoint` of a running server (backends: openai, vllm, llamacpp, tgi, ollama)";
+/// The clocks of `timeout`.
+pub(crate) const TIMEOUT: &[&str] = &["connect", "first_byte", "between_bytes", "total"];
+
+/// Headers that carry secrets, in lower case.
+pub(crate) const SECRET_HEADERS: &[&str] = &[
+    "authorization",
+    "proxy-authorization",
+    "api-key",
+    "x-api-key",
+    "cookie",
+];
 
 /// Reads one engine; `None` when something about it is wrong.
 pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<EngineSpec> {
@@ -231,10 +242,7 @@ fn headers(fields: &Fields<'_>, problems: &mut Problems) -> Vec<(String, String)
     let mut found = Vec::with_capacity(entries.len());
     for entry in entries {
         let name = entry.key.value.to_ascii_lowercase();
-        if matches!(
-            name.as_str(),
-            "authorization" | "proxy-authorization" | "api-key" | "x-api-key" | "cookie"
-        ) {
+        if SECRET_HEADERS.contains(&name.as_str()) {
             secret(entry.key.span, problems);
             continue;
         }
@@ -279,8 +287,7 @@ fn timeouts(fields: &Fields<'_>, problems: &mut Problems) -> Timeouts {
     let Some(node) = fields.get("timeout") else {
         return timeouts;
     };
-    let known = &["connect", "first_byte", "between_bytes", "total"];
-    if let Some(fields) = Fields::of(node, "`timeout`", known, problems) {
+    if let Some(fields) = Fields::of(node, "`timeout`", TIMEOUT, problems) {
         let mut set = |key, slot: &mut std::time::Duration| {
             if let Some(found) = fields.duration(key, problems) {
                 *slot = found;

@@ -259,7 +259,8 @@ fn split_unit(text: &str) -> Option<(f64, &str)> {
     Some((digits.parse().ok()?, unit.trim_start()))
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// A time span such as `10s`, above zero.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (n, unit) = split_unit(text.trim())?;
     let seconds = match unit {
         "ms" => n / 1000.0,

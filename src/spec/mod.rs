@@ -13,6 +13,7 @@ mod yaml_error;
 
 pub use apply::{ApplyKind, ProcessSpec};
 pub use chain::{ChainSpec, EngineDecl};
+pub(crate) use fields::duration as parse_duration;
 pub use load::{ChainInput, load};
 pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
@@ -22,6 +23,18 @@ pub use yaml::{Entry, Node, Text, Yaml};
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// The keys that the loader takes, mapping by mapping: the JSON Schema of chain files is made of them.
+pub(crate) mod accepted {
+    pub(crate) use super::chain::{ENGINES_FILE, KEYS as CHAIN, UNSERVED as UNSERVED_TOP};
+    pub(crate) use super::engine::{
+        BACKENDS, FIELDS as ENGINE, SECRET_HEADERS, SERVED as ENGINE_SERVED, TIMEOUT,
+    };
+    pub(crate) use super::steps::{
+        APPLY, APPLY_KINDS, APPLY_OPTIONS, APPLY_UNSERVED as UNSERVED_APPLIES, BRANCH, GROUP, RETRIES,
+        SAMPLING, SAMPLING_TAKEN, STEP,
+    };
+}
 
 /// The wire protocol of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,12 +152,11 @@ impl EngineSpec {
     }
 }
 
-impl std::fmt::Debug for EngineSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The values of headers, and what an address carries besides the host and the path, may be secrets.
-        let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+impl EngineSpec {
+    /// The endpoint without what it may carry of secrets: scheme, host and path.
+    pub fn shown_endpoint(&self) -> String {
         let endpoint = self.endpoint.split('?').next().unwrap_or_default();
-        let endpoint = match endpoint.split_once("://") {
+        match endpoint.split_once("://") {
             Some((scheme, rest)) => {
                 let end = rest.find('/').unwrap_or(rest.len());
                 let (host, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
@@ -152,12 +164,19 @@ impl std::fmt::Debug for EngineSpec {
                 format!("{scheme}://{host}{path}")
             }
             None => endpoint.to_owned(),
-        };
+        }
+    }
+}
+
+impl std::fmt::Debug for EngineSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The values of headers may be secrets.
+        let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("EngineSpec")
             .field("name", &self.name)
             .field("backend", &self.backend)
             .field("model", &self.model)
-            .field("endpoint", &endpoint)
+            .field("endpoint", &self.shown_endpoint())
             .field("api_key_env", &self.api_key_env)
             .field("headers", &headers)
             .field("concurrency", &self.concurrency)

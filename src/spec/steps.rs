@@ -8,7 +8,8 @@ use super::problem::{Code, Problems, Span, nearest};
 use super::yaml::{Entry, Node, Text, Yaml};
 use super::{OnError, Retries, Sampling};
 
-const STEP: &[&str] = &[
+/// The keys of a Step.
+pub(crate) const STEP: &[&str] = &[
     "id",
     "engine",
     "system_prompt",
@@ -21,9 +22,25 @@ const STEP: &[&str] = &[
     "when",
     "emoji",
 ];
-const APPLY: &[&str] = &["id", "apply", "output_model", "yield_output", "when", "emoji"];
-const GROUP: &[&str] = &["parallel", "when"];
-const BRANCH: &[&str] = &["branch", "join", "collect", "when", "steps"];
+/// The keys of an Apply.
+pub(crate) const APPLY: &[&str] = &["id", "apply", "output_model", "yield_output", "when", "emoji"];
+/// The keys of a group.
+pub(crate) const GROUP: &[&str] = &["parallel", "when"];
+/// The keys of a branch.
+pub(crate) const BRANCH: &[&str] = &["branch", "join", "collect", "when", "steps"];
+/// What an Apply can run, and how.
+pub(crate) const APPLY_KINDS: &[&str] = &["jq", "closure", "python", "command", "workers"];
+/// Those of them that this version does not run.
+pub(crate) const APPLY_UNSERVED: &[&str] = &["python", "command"];
+/// Those of them that only go with others.
+pub(crate) const APPLY_OPTIONS: &[&str] = &["workers"];
+/// How often a Step asks again.
+pub(crate) const RETRIES: &[&str] = &["transport", "output"];
+/// The sampling parameters that are checked; any other goes to the server as it is.
+pub(crate) const SAMPLING: &[&str] = &["temperature", "max_tokens", "top_p", "stop", "seed"];
+/// What chainette itself puts into a request.
+pub(crate) const SAMPLING_TAKEN: &[&str] = &["model", "messages", "response_format", "stream", "n"];
+/// The keys of any item.
 const ANY: &[&str] = &[
     "id",
     "engine",
@@ -265,13 +282,11 @@ fn read_sampling(fields: &Fields<'_>, problems: &mut Problems) -> Sampling {
             .stop
             .extend(text(item, "stop", problems).map(|t| t.value));
     }
-    let typed = ["temperature", "max_tokens", "top_p", "stop", "seed"];
-    let taken = ["model", "messages", "response_format", "stream", "n"];
     let mut extra = Map::new();
     if let Yaml::Map(entries) = &node.kind {
         for entry in entries {
             let key = entry.key.value.as_str();
-            if taken.contains(&key) {
+            if SAMPLING_TAKEN.contains(&key) {
                 problems
                     .add(
                         Code::BadValue,
@@ -284,7 +299,7 @@ fn read_sampling(fields: &Fields<'_>, problems: &mut Problems) -> Sampling {
                         "response_format" => "write `output_model`",
                         _ => "leave it out",
                     });
-            } else if !typed.contains(&key) {
+            } else if !SAMPLING.contains(&key) {
                 extra.insert(key.to_owned(), entry.value.to_json());
             }
         }
@@ -298,7 +313,7 @@ fn read_retries(fields: &Fields<'_>, problems: &mut Problems) -> Retries {
     let Some(node) = fields.get("retries") else {
         return retries;
     };
-    if let Some(fields) = Fields::of(node, "`retries`", &["transport", "output"], problems) {
+    if let Some(fields) = Fields::of(node, "`retries`", RETRIES, problems) {
         let mut set = |key, slot: &mut u32| {
             if let Some(n) = fields.int(key, 0, 1000, problems) {
                 *slot = u32::try_from(n).unwrap_or(*slot);

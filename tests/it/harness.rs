@@ -169,3 +169,17 @@ pub fn tree(out: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     walk(out, out, &mut files);
     files
 }
+
+/// `chainette ARGS` in a folder: exit code, stdout, stderr.
+pub fn invoke(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chainette"));
+    command.current_dir(dir).args(args).env("NO_COLOR", "1");
+    command.env_remove("CHAINETTE_LOG").env_remove("RUST_BACKTRACE");
+    let output = command.output().expect("the command starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap_or(-1),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}

@@ -21,7 +21,7 @@ const DRAIN: Duration = Duration::from_millis(250);
 
 const NO_FIRST_BYTE: &str = "no byte of the reply came within `timeout.first_byte`";
 
-/// Posts bodies to one address.
+/// Talks to one address.
 pub(super) struct Http {
     client: reqwest::Client,
     url: reqwest::Url,
@@ -47,8 +47,13 @@ pub(super) struct Incoming {
 impl Http {
     /// A client for [`super::address`]; the error says what is wrong with the declaration.
     pub(super) fn new(spec: &EngineSpec) -> Result<Self, String> {
+        Self::at(spec, &super::address(spec))
+    }
+
+    /// As [`Http::new`], for another page of the same server.
+    pub(super) fn at(spec: &EngineSpec, address: &str) -> Result<Self, String> {
         // The address may carry a password: errors do not repeat it.
-        let url = reqwest::Url::parse(&super::address(spec))
+        let url = reqwest::Url::parse(address)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
             .ok_or("`endpoint` must be an http:// or https:// address, like http://127.0.0.1:8000/v1")?;
@@ -94,6 +99,15 @@ impl Http {
         })
     }
 
+    /// Gets the page: its status and its body.
+    pub(super) async fn get(&self) -> Result<(u16, Vec<u8>), CallError> {
+        self.in_time(async {
+            let incoming = self.send(self.client.get(self.url.clone())).await?;
+            Ok((incoming.status, incoming.whole().await?))
+        })
+        .await
+    }
+
     /// Runs one exchange under the clock of the whole request.
     pub(super) async fn in_time<T>(
         &self,
@@ -107,14 +121,14 @@ impl Http {
 
     /// Sends one body, and waits for the head of the answer.
     pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Incoming, CallError> {
+        let request = self.client.post(self.url.clone());
+        self.send(request.header("x-chainette-attempt", turn).body(body))
+            .await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Incoming, CallError> {
         let first_by = Instant::now() + self.timeout.first_byte;
-        let sending = self
-            .client
-            .post(self.url.clone())
-            .headers(self.headers.clone())
-            .header("x-chainette-attempt", turn)
-            .body(body)
-            .send();
+        let sending = request.headers(self.headers.clone()).send();
         let response = match tokio::time::timeout_at(first_by, sending).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(broken(&error)),

@@ -2,6 +2,7 @@
 
 pub mod ollama;
 pub mod openai;
+pub mod probe;
 pub mod schema;
 
 mod dialect;

@@ -1,0 +1,109 @@
+//! The longer texts of `--help`.
+
+pub(crate) const TOP: &str = "\
+Start here:
+  chainette init demo                                   a chain that runs at once
+  chainette run demo/chain.yaml demo/inputs.jsonl out   run it
+  chainette COMMAND --help                              more on a command";
+
+pub(crate) const TOP_LONG: &str = "\
+Start here:
+  chainette init demo                                   a chain that runs at once
+  chainette run demo/chain.yaml demo/inputs.jsonl out   run it
+  chainette COMMAND --help                              more on a command
+
+What was asked for goes to stdout, progress and problems go to stderr.
+
+Exit codes:
+  0    all done
+  1    the run failed or stopped; the same command resumes it
+  2    bad usage, chain or input; nothing was run, nothing was written
+  3    finished, and some rows failed (they are in OUT/errors/)
+  130  interrupted by Ctrl-C or SIGTERM; the same command resumes it
+
+Environment:
+  NO_COLOR       no colours, when set to anything
+  CHAINETTE_LOG  developer logs on stderr, such as `debug` or `chainette=trace`
+  API keys stand in the variables that engines name with `api_key_env`";
+
+pub(crate) const RUN: &str = "\
+Examples:
+  chainette run chain.yaml rows.jsonl out
+  chainette run chain.yaml rows.jsonl out --limit 100 --set tone=harsh
+  chainette run chain.yaml rows.jsonl out --engines engines.yaml --max-errors 5%";
+
+pub(crate) const RUN_LONG: &str = "\
+Examples:
+  chainette run chain.yaml rows.jsonl out
+      run the chain over every row; the same command again resumes an unfinished run
+  chainette run chain.yaml rows.jsonl out --limit 100 --set tone=harsh
+      try the first 100 rows with another value of a variable
+  chainette run chain.yaml rows.jsonl out --engines engines.yaml --max-errors 5%
+      take engines from a file of their own; stop when more than 5 percent of the rows failed
+
+Exit codes:
+  0    all rows done
+  1    the run failed or stopped; the same command resumes it. If the first 100 rows all fail, the run
+       stops, unless --max-errors says otherwise
+  2    bad usage, chain or input; nothing was run, nothing was written
+  3    finished, and some rows are in OUT/errors/
+  130  interrupted by Ctrl-C or SIGTERM; the same command resumes it
+
+Environment:
+  NO_COLOR       no colours, when set to anything
+  CHAINETTE_LOG  developer logs on stderr, such as `debug` or `chainette=trace`
+  API keys stand in the variables that engines name with `api_key_env`";
+
+pub(crate) const INSPECT: &str = "\
+Examples:
+  chainette inspect chain.yaml
+  chainette inspect chain.yaml --input rows.jsonl
+  chainette inspect chain.yaml --format mermaid";
+
+pub(crate) const INSPECT_LONG: &str = "\
+Examples:
+  chainette inspect chain.yaml
+      the chain as a tree, and everything that is wrong with it
+  chainette inspect chain.yaml --input rows.jsonl
+      lead the first 100 rows up to the prompts of the first Steps: which would fail, and why?
+  chainette inspect chain.yaml --format mermaid
+      the graph, for a README
+
+Exit codes:
+  0  the chain can run; with --input: none of the rows would fail so far
+  2  the chain or the input cannot be used
+  3  with --input: some of the rows would fail";
+
+pub(crate) const ENGINES: &str = "\
+States:
+  ready          takes requests for the model
+  loading        is there and still loads the model
+  unreachable    does not answer
+  unauthorised   wants another API key, or one at all
+  model unknown  serves other models
+  unclear        answers, but not in the way its backend does
+
+Exit codes:
+  0  the table was shown, whatever it says
+  2  the chain cannot be used";
+
+pub(crate) const SCHEMA: &str = "\
+For VS Code (YAML extension) and other editors with yaml-language-server:
+  chainette schema > chain.schema.json
+and on top of the chain:
+  # yaml-language-server: $schema=chain.schema.json";
+
+pub(crate) const COMPLETIONS: &str = "\
+For bash, zsh and fish:
+  chainette completions bash > ~/.local/share/bash-completion/completions/chainette
+  chainette completions zsh > ~/.zfunc/_chainette
+  chainette completions fish > ~/.config/fish/completions/chainette.fish";
+
+pub(crate) const INIT: &str = "\
+Writes chain.yaml, inputs.jsonl, chain.schema.json (for editors) and .gitignore. The chain runs as it is,
+without a model; a Step that asks one stands in it as a comment.
+
+Exit codes:
+  0  written
+  1  a file could not be written
+  2  a file is there already; nothing was written";

@@ -1,0 +1,464 @@
+//! Every key of a chain file and of an engines file: what it means and what it takes.
+//!
+//! One table per mapping. Which keys there are is for the loader to say ([`crate::spec::accepted`]);
+//! a table that names others, or leaves one out, is found by the tests.
+
+use serde_json::{Value, json};
+
+use crate::expr::model::TYPES;
+use crate::spec::accepted::BACKENDS;
+use crate::spec::{Retries, Timeouts};
+
+/// A key: its name, what it means, the schema of its value.
+pub(super) type Key = (&'static str, &'static str, fn() -> Value);
+
+/// A reference to one of the schema's definitions.
+pub(super) fn def(name: &str) -> Value {
+    json!({"$ref": format!("#/$defs/{name}")})
+}
+
+fn with_default(name: &str, default: &str) -> Value {
+    json!({"$ref": format!("#/$defs/{name}"), "default": default})
+}
+
+fn clock(span: std::time::Duration) -> Value {
+    let seconds = span.as_secs();
+    let text = match seconds {
+        600.. if seconds.is_multiple_of(60) => format!("{}min", seconds / 60),
+        _ => format!("{seconds}s"),
+    };
+    with_default("duration", &text)
+}
+
+fn count(max: u32) -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": max})
+}
+
+fn yes_no(default: bool) -> Value {
+    json!({"type": "boolean", "default": default})
+}
+
+pub(super) const CHAIN: &[Key] = &[
+    (
+        "name",
+        "The chain's name, shown in the tree and kept in the outputs. Without it the name of the file.",
+        || def("text"),
+    ),
+    (
+        "batch_size",
+        "Rows per chunk. Changes nothing in the outputs.",
+        || json!({"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 256}),
+    ),
+    (
+        "vars",
+        "Variables: `{{ vars.NAME }}` in templates, `$vars.NAME` in jq. `--set NAME=VALUE` overrides one for a run.",
+        || json!({"type": ["object", "null"]}),
+    ),
+    (
+        "input_model",
+        "What every input row is checked against: the name of a model, or a model. Rows that break it are `invalid_input` in errors/. Fields it does not name are allowed when it is written as shorthand.",
+        || def("model"),
+    ),
+    (
+        "models",
+        "Named models, for `input_model` and `output_model`.",
+        || {
+            json!({
+                "type": ["object", "null"],
+                "propertyNames": {
+                    "pattern": "^[A-Za-z][A-Za-z0-9_]*$", "maxLength": 64, "not": {"enum": TYPES},
+                },
+                "additionalProperties": {"allOf": [def("model_mapping"), {"minProperties": 1}]},
+            })
+        },
+    ),
+    (
+        "engines",
+        "The engines that Steps use, by name. They can also stand in a file of their own (`--engines FILE`).",
+        || def("engines"),
+    ),
+    (
+        "steps",
+        "What every row goes through, from top to bottom: Steps, Applies, groups and branches.",
+        || def("line"),
+    ),
+    ("pools", "Engines as a list of pools.", || def("pools")),
+    (
+        "resources",
+        "What engines on this machine may use together.",
+        || def("resources"),
+    ),
+];
+
+pub(super) const STEP: &[Key] = &[
+    (
+        "id",
+        "The node's name: its output folder, and `{{ id.field }}` in later templates.",
+        || def("name"),
+    ),
+    ("engine", "The engine that answers: a name in `engines`.", || {
+        def("text")
+    }),
+    ("system_prompt", "The system message: a Jinja template.", || {
+        def("text")
+    }),
+    (
+        "user_prompt",
+        "The user message: a Jinja template over the current item's fields, `item`, `chain_input`, `row_id`, `vars` and earlier nodes. Undefined or null values fail the row instead of asking a wrong question.",
+        || def("text"),
+    ),
+    (
+        "output_model",
+        "What the reply must match: the name of a model, or a model. Without it the output is `{\"text\": \"...\"}`.",
+        || json!({"$ref": "#/$defs/model", "minProperties": 1}),
+    ),
+    (
+        "sampling",
+        "Sampling parameters. Further keys (`top_k`, `presence_penalty`, ...) go to the server as they are.",
+        || def("sampling"),
+    ),
+    (
+        "retries",
+        "How often a row is asked again before it fails.",
+        || def("retries"),
+    ),
+    (
+        "on_error",
+        "What a failure does: `fail_row` puts the row into errors/; `null` makes the node's name null and the row goes on.",
+        || json!({"enum": ["fail_row", null, "null"], "default": "fail_row"}),
+    ),
+    (
+        "yield_output",
+        "`false`: the output is neither written nor a name later; it is still the next node's current item.",
+        || yes_no(true),
+    ),
+    (
+        "when",
+        "A Jinja expression; rows for which it is false skip this. Its name is null for them.",
+        || def("text"),
+    ),
+    ("emoji", "Shown beside the node in the tree.", || def("text")),
+];
+
+pub(super) const APPLY: &[Key] = &[
+    (
+        "id",
+        "The node's name: its output folder, and `{{ id.field }}` in later templates.",
+        || def("name"),
+    ),
+    (
+        "apply",
+        "A row transform: one row in, none, one or several out.",
+        || def("apply_kind"),
+    ),
+    (
+        "output_model",
+        "What every output is checked against (fields that shorthand does not name are allowed); it also types the Parquet columns.",
+        || def("model"),
+    ),
+    (
+        "yield_output",
+        "`false`: the output is neither written nor a name later; it is still the next node's current item.",
+        || yes_no(true),
+    ),
+    (
+        "when",
+        "A Jinja expression; rows for which it is false skip this. Its name is null for them.",
+        || def("text"),
+    ),
+    ("emoji", "Shown beside the node in the tree.", || def("text")),
+];
+
+pub(super) const APPLY_KINDS: &[Key] = &[
+    (
+        "jq",
+        "A jq program. `.` is the current item; `$chain_input`, `$row_id`, `$vars` and `$row` (every visible name) are there. Every value it emits is one output row; nothing emitted filters the row out.",
+        || def("text"),
+    ),
+    (
+        "closure",
+        "The name of a Rust closure that the program around chainette registered.",
+        || def("text"),
+    ),
+    (
+        "python",
+        "A Python function, `file.py:function`. It is given the item and returns None, a dict, or dicts.",
+        || json!({"type": "string", "pattern": "^.+:.+$"}),
+    ),
+    (
+        "command",
+        "A program that reads rows and writes outputs as JSON lines; run without a shell.",
+        || json!({"type": "array", "items": def("text"), "minItems": 1}),
+    ),
+    (
+        "workers",
+        "Long-lived processes of a `python` or `command` Apply.",
+        || count(1024),
+    ),
+];
+
+pub(super) const GROUP: &[Key] = &[
+    (
+        "parallel",
+        "Branches that all start from the same row and run at the same time.",
+        || json!({"type": "array", "minItems": 1, "items": def("branch")}),
+    ),
+    (
+        "when",
+        "A Jinja expression; rows for which it is false skip all branches of the group.",
+        || def("text"),
+    ),
+];
+
+pub(super) const BRANCH: &[Key] = &[
+    ("branch", "The branch's id.", || def("name")),
+    (
+        "join",
+        "The alias under which the main line sees the branch's last output: `{{ alias.field }}`. Without it the branch runs and is written, and the main line does not see it.",
+        || def("name"),
+    ),
+    (
+        "collect",
+        "`true`: the alias is the list of the branch's outputs, for branches that leave more than one row.",
+        || yes_no(false),
+    ),
+    (
+        "when",
+        "A Jinja expression; rows for which it is false skip the branch. Its alias is null for them.",
+        || def("text"),
+    ),
+    ("steps", "What the row goes through in this branch.", || {
+        def("line")
+    }),
+];
+
+pub(super) const SAMPLING: &[Key] = &[
+    (
+        "temperature",
+        "0 picks the likeliest token every time.",
+        || json!({"type": "number", "minimum": 0}),
+    ),
+    (
+        "max_tokens",
+        "The longest reply, in tokens. A reply cut by it is asked for once more with twice the limit.",
+        || json!({"type": "integer", "minimum": 1, "maximum": u32::MAX}),
+    ),
+    (
+        "top_p",
+        "Nucleus sampling: only the likeliest tokens with this total probability.",
+        || json!({"type": "number", "minimum": 0, "maximum": 1}),
+    ),
+    (
+        "stop",
+        "Texts that end the reply.",
+        || json!({"type": "array", "items": def("text")}),
+    ),
+    (
+        "seed",
+        "Seed of the first try; a repeated question is asked with seed + attempt.",
+        || json!({"type": "integer"}),
+    ),
+];
+
+pub(super) const RETRIES: &[Key] = &[
+    (
+        "transport",
+        "After server errors, timeouts and broken connections.",
+        || json!({"type": "integer", "minimum": 0, "maximum": 1000, "default": Retries::default().transport}),
+    ),
+    (
+        "output",
+        "After replies that do not match the output model.",
+        || json!({"type": "integer", "minimum": 0, "maximum": 1000, "default": Retries::default().output}),
+    ),
+];
+
+pub(super) const TIMEOUT: &[Key] = &[
+    ("connect", "Until the connection stands.", || {
+        clock(Timeouts::default().connect)
+    }),
+    ("first_byte", "Until the first byte of the reply.", || {
+        clock(Timeouts::default().first_byte)
+    }),
+    ("between_bytes", "Between two pieces of the reply.", || {
+        clock(Timeouts::default().between_bytes)
+    }),
+    ("total", "The whole request.", || clock(Timeouts::default().total)),
+];
+
+pub(super) const ENGINE: &[Key] = &[
+    ("backend", "The kind of server.", || json!({"enum": BACKENDS})),
+    (
+        "model",
+        "The model: the name that the server knows it by, or for an engine that chainette starts a path or `hf:org/repo`.",
+        || def("text"),
+    ),
+    (
+        "endpoint",
+        "The base URL of a running server, such as `http://127.0.0.1:8000/v1`.",
+        || json!({"type": "string", "pattern": "^https?://[^/@\\s]+(/\\S*)?$", "examples": ["http://127.0.0.1:8000/v1"]}),
+    ),
+    (
+        "api_key_env",
+        "The environment variable that holds the API key. The key itself never stands in a chain.",
+        || json!({"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "examples": ["OPENAI_API_KEY"]}),
+    ),
+    (
+        "headers",
+        "Further request headers. Secrets do not belong here.",
+        || {
+            json!({
+                "type": "object",
+                "propertyNames": {
+                    "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$",
+                    "not": {"pattern": secret_header()},
+                },
+                "additionalProperties": def("text"),
+            })
+        },
+    ),
+    (
+        "concurrency",
+        "Requests in flight; `auto` finds out while running.",
+        || json!({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 100_000}], "default": "auto"}),
+    ),
+    (
+        "rpm",
+        "Requests per minute at most.",
+        || json!({"type": "number", "exclusiveMinimum": 0}),
+    ),
+    (
+        "tpm",
+        "Tokens per minute at most.",
+        || json!({"type": "number", "exclusiveMinimum": 0}),
+    ),
+    ("timeout", "The clocks of one request.", || def("timeout")),
+    (
+        "max_reply",
+        "The largest reply; a larger one fails its row.",
+        || with_default("size", "16MiB"),
+    ),
+    (
+        "engine_wait",
+        "How long rows wait for an engine that answers nothing before the run stops (it can be resumed).",
+        || with_default("duration", "10min"),
+    ),
+    ("lazy", "Start the engine when the first row needs it.", || {
+        yes_no(true)
+    }),
+    ("idle_timeout", "How long an unused engine is kept.", || {
+        with_default("duration", "180s")
+    }),
+    (
+        "startup_timeout",
+        "How long the engine may take to become ready.",
+        || with_default("duration", "300s"),
+    ),
+    (
+        "replicas",
+        "How many servers run the model.",
+        || json!({"type": "integer", "minimum": 1, "default": 1}),
+    ),
+    (
+        "port",
+        "The port to prefer.",
+        || json!({"type": "integer", "minimum": 1, "maximum": 65535}),
+    ),
+    ("host", "The address to listen on.", || {
+        with_default("text", "127.0.0.1")
+    }),
+    (
+        "binary",
+        "The server's program; without it the one on PATH.",
+        || def("text"),
+    ),
+    (
+        "flags",
+        "Flags passed on to the server; they win over chainette's own.",
+        || json!({"type": "array", "items": def("text")}),
+    ),
+    (
+        "env",
+        "Environment variables of the server.",
+        || json!({"type": "object", "additionalProperties": def("text")}),
+    ),
+    (
+        "devices",
+        "The GPUs the server may see.",
+        || json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": true}),
+    ),
+    ("require_gpu", "`true`: without a GPU nothing is started.", || {
+        yes_no(false)
+    }),
+    (
+        "context",
+        "Tokens per request, prompt and reply together.",
+        || json!({"type": "integer", "minimum": 1}),
+    ),
+    (
+        "dtype",
+        "The number format of the weights, such as `bfloat16`.",
+        || def("text"),
+    ),
+    (
+        "gpu_memory_utilization",
+        "The share of GPU memory that the server takes.",
+        || json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+    ),
+    (
+        "max_model_len",
+        "The longest sequence the server is set up for, in tokens.",
+        || json!({"type": "integer", "minimum": 1}),
+    ),
+    (
+        "tensor_parallel_size",
+        "GPUs that share one model.",
+        || json!({"type": "integer", "minimum": 1}),
+    ),
+    (
+        "memory",
+        "What the engine needs; estimated from the model's files without it.",
+        || {
+            json!({
+                "type": "object", "additionalProperties": false,
+                "properties": {"ram": def("size"), "vram": def("size")},
+            })
+        },
+    ),
+    ("reasoning", "The model reasons before it answers.", || {
+        yes_no(false)
+    }),
+    (
+        "reasoning_parser",
+        "How the server tells reasoning from the answer.",
+        || def("text"),
+    ),
+    (
+        "deterministic",
+        "One request at a time and a fixed seed: slow, and the same answers again.",
+        || yes_no(false),
+    ),
+    ("price", "Price per million tokens, for the summary.", || {
+        let price = json!({"type": "number", "minimum": 0});
+        json!({
+            "type": "object", "additionalProperties": false,
+            "properties": {"input": price, "output": price},
+        })
+    }),
+];
+
+/// Headers that carry secrets, in any mixture of cases (JSON Schema patterns have no flag for that).
+fn secret_header() -> String {
+    let any_case = |name: &str| -> String {
+        name.chars()
+            .map(|c| match c {
+                'a'..='z' => format!("[{}{c}]", c.to_ascii_uppercase()),
+                other => other.to_string(),
+            })
+            .collect()
+    };
+    let names = crate::spec::accepted::SECRET_HEADERS
+        .iter()
+        .map(|name| any_case(name));
+    format!("^({})$", names.collect::<Vec<_>>().join("|"))
+}
