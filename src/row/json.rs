@@ -186,6 +186,36 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
+/// A valid JSON text as a value in which numbers beyond a double are the largest double.
+pub(super) fn clamped(text: &str) -> serde_json::Value {
+    use serde_json::Value;
+    let text = text.trim_matches([' ', '\t', '\n', '\r']);
+    match text.bytes().next() {
+        Some(b'{') => Value::Object(
+            raw_fields(text)
+                .map(|(key, value)| (serde_json::from_str(key).unwrap_or_default(), clamped(value)))
+                .collect(),
+        ),
+        Some(b'[') => {
+            let mut items = Vec::new();
+            let mut rest = text.get(1..).unwrap_or_default();
+            loop {
+                rest = rest.trim_start_matches([' ', '\t', '\n', '\r', ',']);
+                if rest.is_empty() || rest.starts_with(']') {
+                    return Value::Array(items);
+                }
+                let (item, after) = rest.split_at_checked(skip_value(rest)).unwrap_or((rest, ""));
+                items.push(clamped(item));
+                rest = after;
+            }
+        }
+        _ => serde_json::from_str(text).unwrap_or_else(|_| {
+            let largest = if text.starts_with('-') { f64::MIN } else { f64::MAX };
+            Value::from(largest)
+        }),
+    }
+}
+
 /// The length of the JSON value at the start of a valid JSON text.
 pub(crate) fn skip_value(text: &str) -> usize {
     let bytes = text.as_bytes();

@@ -15,6 +15,7 @@ mod chains;
 mod cli;
 mod commands;
 mod commit_points;
+mod diagnostics;
 mod engine;
 mod fates;
 #[path = "gen.rs"]

@@ -57,9 +57,16 @@ impl JqProgram {
         let tokens = Lexer::new(source).lex().map_err(|errors| {
             first(
                 source,
-                errors
-                    .iter()
-                    .map(|(expect, at)| (format!("expected {}", expect.as_str()), *at)),
+                errors.iter().map(|(expect, at)| {
+                    let rest = at.trim_start();
+                    let char = rest.chars().next();
+                    let found = char.map_or_else(
+                        || ", found the end of the program".to_owned(),
+                        |c| format!(", found `{c}`"),
+                    );
+                    let at = rest.get(..char.map_or(0, char::len_utf8)).unwrap_or_default();
+                    (format!("expected {}{found}", expect.as_str()), at)
+                }),
             )
         })?;
         let term = Parser::new(&tokens).parse(|p| p.term()).map_err(|errors| {
@@ -72,10 +79,11 @@ impl JqProgram {
                     } else {
                         at
                     };
-                    (
-                        format!("expected {}, found `{}`", expect.as_str(), cut(found, 40)),
-                        at,
-                    )
+                    let found = match at {
+                        "" => found.to_owned(),
+                        _ => format!("`{}`", cut(found, 40)),
+                    };
+                    (format!("expected {}, found {found}", expect.as_str()), at)
                 }),
             )
         })?;

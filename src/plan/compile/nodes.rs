@@ -6,7 +6,7 @@ use super::{Builder, guarded};
 use crate::expr::NameIx;
 use crate::expr::jq::JqProgram;
 use crate::expr::model::Model;
-use crate::plan::check::{Known, Place};
+use crate::plan::check::{Known, Place, Reader};
 use crate::plan::names::reasoning;
 use crate::plan::shape::Shape;
 use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan};
@@ -132,7 +132,7 @@ impl Builder<'_> {
 
     fn jq(&mut self, text: &Text, place: &Place) -> Option<JqProgram> {
         JqProgram::compile(&text.value, &place.visible())
-            .map_err(|error| self.expr_error(Code::JqSyntax, text, &error))
+            .map_err(|error| self.expr_error(Code::JqSyntax, text, &error, Reader::Jq))
             .ok()
     }
 

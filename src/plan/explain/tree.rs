@@ -1,6 +1,8 @@
 //! The DAG as a tree of text, drawn like `cargo tree`.
 
-use crate::expr::model::Model;
+use console::{measure_text_width, truncate_str};
+
+use super::types::type_of;
 use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan};
 use crate::spec::OnError;
 
@@ -22,10 +24,11 @@ pub fn tree(plan: &Plan, options: TreeOptions) -> String {
     let mut drawing = Drawing {
         plan,
         options,
-        out: format!("{}\n", plan.name),
+        out: format!("{}\n", one_line(&plan.name)),
     };
     if let Some(model) = &plan.input_model {
-        drawing.out.push_str(&format!("input {}\n", fields(model)));
+        let arrow = drawing.arrow();
+        drawing.say("", "input", &format!("{arrow} {}", type_of(model.schema())), None);
     }
     drawing.line(&plan.main, "");
     if !plan.engines.is_empty() {
@@ -47,20 +50,71 @@ struct Drawing<'a> {
 
 impl Drawing<'_> {
     fn entry(&mut self, prefix: &str, last: bool, icon: &str, text: &str) {
+        self.entry_with(prefix, last, icon, text, "", None);
+    }
+
+    /// An entry, its type, and what is to be known about it.
+    fn entry_with(
+        &mut self,
+        prefix: &str,
+        last: bool,
+        icon: &str,
+        text: &str,
+        leaves: &str,
+        below: Option<&str>,
+    ) {
         let corner = match (self.options.ascii, last) {
             (false, true) => "└── ",
             (false, false) => "├── ",
             (true, true) => "`-- ",
             (true, false) => "|-- ",
         };
-        self.out.push_str(prefix);
-        self.out.push_str(corner);
-        if !self.options.no_icons && !self.options.ascii && !icon.is_empty() {
-            self.out.push_str(icon);
-            self.out.push(' ');
+        let icon = if self.options.no_icons || self.options.ascii || icon.is_empty() {
+            String::new()
+        } else {
+            format!("{icon} ")
+        };
+        let deeper = match below {
+            Some(below) => below.to_owned(),
+            None => self.deeper(prefix, last),
+        };
+        self.say(&format!("{prefix}{corner}{icon}"), text, leaves, Some(&deeper));
+    }
+
+    /// A line, with its type (and, as a second line, how it can be null) behind it, or below it where the
+    /// line would get too long.
+    fn say(&mut self, before: &str, text: &str, leaves: &str, below: Option<&str>) {
+        let width = self.options.width.unwrap_or(usize::MAX);
+        let first = format!("{before}{text}");
+        let whole = format!("{first}  {}", leaves.replace('\n', " "));
+        if leaves.is_empty() || measure_text_width(&whole) <= width {
+            let line = if leaves.is_empty() { first } else { whole };
+            self.put(&line);
+            return;
         }
-        self.out.push_str(text);
+        self.put(&first);
+        for part in leaves.lines() {
+            self.put(&format!("{}    {part}", below.unwrap_or_default()));
+        }
+    }
+
+    /// One line, cut where the screen ends.
+    fn put(&mut self, line: &str) {
+        let line = match self.options.width {
+            Some(width) => truncate_str(line, width, if self.options.ascii { "..." } else { "…" }),
+            None => line.into(),
+        };
+        let line = if self.options.ascii {
+            line.replace('…', "...")
+        } else {
+            line.into_owned()
+        };
+        self.out.push_str(line.trim_end());
         self.out.push('\n');
+    }
+
+    fn arrow(&self) -> &'static str {
+        if self.options.ascii { "->" } else { "→" }
     }
 
     fn line(&mut self, line: &Line, prefix: &str) {
@@ -92,15 +146,21 @@ impl Drawing<'_> {
         };
         let mut text = format!("{}  {what}", node.id);
         if let Some(when) = &node.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
         if !node.yield_output {
             text.push_str(", not written");
         }
-        if let Some(model) = &node.model {
-            text.push_str(&format!("  -> {}", fields(model)));
+        let mut leaves = node
+            .model
+            .as_ref()
+            .map_or_else(|| "any".to_owned(), |model| type_of(model.schema()));
+        if let Some(why) = &node.nullable {
+            leaves.push_str(&format!("\nor null ({why})"));
         }
-        self.entry(prefix, last, node.emoji.as_deref().unwrap_or(icon), &text);
+        let leaves = format!("{} {leaves}", self.arrow());
+        let icon = node.emoji.as_deref().unwrap_or(icon);
+        self.entry_with(prefix, last, icon, &text, &leaves, None);
     }
 
     fn deeper(&self, prefix: &str, last: bool) -> String {
@@ -122,7 +182,7 @@ impl Drawing<'_> {
         let plural = if branches.len() == 1 { "" } else { "es" };
         let mut text = format!("parallel, {} branch{plural}", branches.len());
         if let Some(when) = &group.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
         self.entry(prefix, last, "🔀", &text);
         let below = self.deeper(prefix, last);
@@ -144,25 +204,31 @@ impl Drawing<'_> {
     fn branch(&mut self, branch: &Branch, prefix: &str, last: bool) {
         let mut text = format!("branch {}", branch.id);
         if let Some(when) = &branch.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
         match branch.join.and_then(|j| self.plan.names.get(j.0)) {
             Some(alias) if branch.collect => text.push_str(&format!(", joined as list {alias}")),
             Some(alias) => text.push_str(&format!(", joined as {alias}")),
             None => text.push_str(", not joined"),
         }
-        self.entry(prefix, last, "🌿", &text);
+        let null = branch
+            .nullable
+            .as_ref()
+            .map_or_else(String::new, |why| format!("or null ({why})"));
+        // What a branch leaves stands above its line, which goes on below.
+        let below = format!("{}│", self.deeper(prefix, last));
+        let below = if self.options.ascii {
+            below.replace('│', "|")
+        } else {
+            below
+        };
+        self.entry_with(prefix, last, "🌿", &text, &null, Some(&below));
         let below = self.deeper(prefix, last);
         self.line(&branch.line, &below);
     }
 }
 
-/// The fields of a model, as many as fit on a line.
-fn fields(model: &Model) -> String {
-    let all = model.fields();
-    let mut text = all.iter().take(8).copied().collect::<Vec<_>>().join(", ");
-    if all.len() > 8 {
-        text.push_str(", …");
-    }
-    format!("{{{text}}}")
+/// A condition on one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
