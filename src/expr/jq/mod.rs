@@ -102,7 +102,7 @@ impl JqProgram {
             body,
         };
         let arena = Arena::default();
-        let modules = Loader::new(bounded::definitions().map(shorten).chain([main]))
+        let modules = Loader::new(bounded::definitions().iter().cloned().map(shorten).chain([main]))
             .load(&arena, File { code: MAIN, path: () })
             .map_err(|_| ExprError {
                 message: "the program cannot be loaded".into(),
@@ -230,7 +230,7 @@ fn missing(name: &str, is_variable: bool, visible: &Visible) -> String {
         return near.unwrap_or_else(|| format!("; there is {}", VARIABLES.join(", ")));
     }
     // Only those of filters that somebody may have meant: jq's inner ones end in `__`.
-    let known: Vec<&str> = bounded::definitions().map(|def| def.name).collect();
+    let known: Vec<&str> = bounded::definitions().iter().map(|def| def.name).collect();
     let native: Vec<&str> = bounded::functions::<Data>().map(|(name, ..)| name).collect();
     let known = known.iter().chain(&native).copied();
     nearest(

@@ -28,7 +28,7 @@ pub fn tree(plan: &Plan, options: TreeOptions) -> String {
     };
     if let Some(model) = &plan.input_model {
         let arrow = drawing.arrow();
-        drawing.say("", "input", &format!("{arrow} {}", type_of(model.schema())), None);
+        drawing.say("", "input", &format!("{arrow} {}", type_of(model.schema())), "");
     }
     drawing.line(&plan.main, "");
     if !plan.engines.is_empty() {
@@ -36,10 +36,31 @@ pub fn tree(plan: &Plan, options: TreeOptions) -> String {
         let last = plan.engines.len() - 1;
         for (at, engine) in plan.engines.iter().enumerate() {
             let text = format!("{}  {} {}", engine.name, engine.backend.as_str(), engine.model);
-            drawing.entry("", at == last, "⚙️ ", &text);
+            drawing.entry("", at == last, &Entry::new("⚙️ ", text));
         }
     }
     drawing.out
+}
+
+/// One line of the tree.
+struct Entry<'a> {
+    icon: &'a str,
+    text: String,
+    /// What it leaves, and on a second line how that can be null.
+    leaves: String,
+    /// Entries of its own come below it.
+    goes_on: bool,
+}
+
+impl<'a> Entry<'a> {
+    fn new(icon: &'a str, text: String) -> Self {
+        Self {
+            icon,
+            text,
+            leaves: String::new(),
+            goes_on: false,
+        }
+    }
 }
 
 struct Drawing<'a> {
@@ -49,41 +70,33 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    fn entry(&mut self, prefix: &str, last: bool, icon: &str, text: &str) {
-        self.entry_with(prefix, last, icon, text, "", None);
-    }
-
-    /// An entry, its type, and what is to be known about it.
-    fn entry_with(
-        &mut self,
-        prefix: &str,
-        last: bool,
-        icon: &str,
-        text: &str,
-        leaves: &str,
-        below: Option<&str>,
-    ) {
+    fn entry(&mut self, prefix: &str, last: bool, entry: &Entry<'_>) {
         let corner = match (self.options.ascii, last) {
             (false, true) => "└── ",
             (false, false) => "├── ",
             (true, true) => "`-- ",
             (true, false) => "|-- ",
         };
-        let icon = if self.options.no_icons || self.options.ascii || icon.is_empty() {
+        let icon = if self.options.no_icons || self.options.ascii || entry.icon.is_empty() {
             String::new()
         } else {
-            format!("{icon} ")
+            format!("{} ", entry.icon)
         };
-        let deeper = match below {
-            Some(below) => below.to_owned(),
-            None => self.deeper(prefix, last),
-        };
-        self.say(&format!("{prefix}{corner}{icon}"), text, leaves, Some(&deeper));
+        let mut below = self.deeper(prefix, last);
+        if entry.goes_on {
+            below.push(if self.options.ascii { '|' } else { '│' });
+        }
+        self.say(
+            &format!("{prefix}{corner}{icon}"),
+            &entry.text,
+            &entry.leaves,
+            &below,
+        );
     }
 
     /// A line, with its type (and, as a second line, how it can be null) behind it, or below it where the
     /// line would get too long.
-    fn say(&mut self, before: &str, text: &str, leaves: &str, below: Option<&str>) {
+    fn say(&mut self, before: &str, text: &str, leaves: &str, below: &str) {
         let width = self.options.width.unwrap_or(usize::MAX);
         let first = format!("{before}{text}");
         let whole = format!("{first}  {}", leaves.replace('\n', " "));
@@ -94,7 +107,7 @@ impl Drawing<'_> {
         }
         self.put(&first);
         for part in leaves.lines() {
-            self.put(&format!("{}    {part}", below.unwrap_or_default()));
+            self.put(&format!("{below}    {part}"));
         }
     }
 
@@ -160,7 +173,14 @@ impl Drawing<'_> {
         }
         let leaves = format!("{} {leaves}", self.arrow());
         let icon = node.emoji.as_deref().unwrap_or(icon);
-        self.entry_with(prefix, last, icon, &text, &leaves, None);
+        self.entry(
+            prefix,
+            last,
+            &Entry {
+                leaves,
+                ..Entry::new(icon, text)
+            },
+        );
     }
 
     fn deeper(&self, prefix: &str, last: bool) -> String {
@@ -184,7 +204,7 @@ impl Drawing<'_> {
         if let Some(when) = &group.when {
             text.push_str(&format!(", when {}", one_line(when.source())));
         }
-        self.entry(prefix, last, "🔀", &text);
+        self.entry(prefix, last, &Entry::new("🔀", text));
         let below = self.deeper(prefix, last);
         let shown = self
             .options
@@ -197,7 +217,8 @@ impl Drawing<'_> {
         }
         if hidden > 0 {
             let plural = if hidden == 1 { "" } else { "es" };
-            self.entry(&below, true, "", &format!("… {hidden} more branch{plural}"));
+            let text = format!("… {hidden} more branch{plural}");
+            self.entry(&below, true, &Entry::new("", text));
         }
     }
 
@@ -215,14 +236,15 @@ impl Drawing<'_> {
             .nullable
             .as_ref()
             .map_or_else(String::new, |why| format!("or null ({why})"));
-        // What a branch leaves stands above its line, which goes on below.
-        let below = format!("{}│", self.deeper(prefix, last));
-        let below = if self.options.ascii {
-            below.replace('│', "|")
-        } else {
-            below
-        };
-        self.entry_with(prefix, last, "🌿", &text, &null, Some(&below));
+        self.entry(
+            prefix,
+            last,
+            &Entry {
+                leaves: null,
+                goes_on: true,
+                ..Entry::new("🌿", text)
+            },
+        );
         let below = self.deeper(prefix, last);
         self.line(&branch.line, &below);
     }
