@@ -62,6 +62,15 @@ impl Printer {
         }
     }
 
+    /// Something that should be looked at though it stops nothing; with `--json-logs` as a JSON line.
+    pub(crate) fn warning(self, text: &str) {
+        if self.json {
+            say_in_time(json_line("warning", text));
+        } else {
+            self.notice(text);
+        }
+    }
+
     /// What is wrong with a chain; with `--json-logs` a JSON line for each problem.
     pub(crate) fn problems(self, report: &crate::plan::Report) {
         let style = if self.fancy { Style::Color } else { Style::Plain };
@@ -77,7 +86,7 @@ impl Printer {
         } else if fails {
             self.error(&report.render(style));
         } else {
-            self.notice(&report.render(style));
+            self.warning(&report.render(style));
         }
     }
 

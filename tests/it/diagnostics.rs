@@ -428,6 +428,41 @@ fn the_tree_says_types_and_nulls() {
     insta::assert_snapshot!("tree_ascii", ascii);
 }
 
+/// What a jq program leaves is shown where its text tells, and is `any` where it does not.
+#[test]
+fn types_go_through_jq() {
+    let shown = |program: &str| {
+        let plan = good(&format!(
+            "input_model: {{text: string, tags: '[string]', n: integer?}}\nsteps: [{{id: x, apply: {{jq: '{program}'}}}}]\n"
+        ))
+        .plan;
+        let drawn = tree(&plan, TreeOptions::default());
+        let line = drawn
+            .lines()
+            .find(|l| l.contains(" x  "))
+            .expect("the node")
+            .to_owned();
+        line.split_once("→ ").expect("a type").1.to_owned()
+    };
+    for (program, expected) in [
+        (".", "{text: string, tags: [string], n: integer?}"),
+        ("select(.n > 1)", "{text: string, tags: [string], n: integer?}"),
+        (
+            ". + {len: (.text | length), ok: (.n > 1)}",
+            "{text: string, tags: [string], n: integer?, len: number, ok: boolean}",
+        ),
+        (
+            "{text, first: .tags[], all: [.tags[]], what: .nope, how: (.tags | map(.))}",
+            "{text: string, first: string, all: [string], what: any, how: any}",
+        ),
+        (".tags[]", "any"),
+        ("{(.text): 1}", "any"),
+        ("to_entries", "any"),
+    ] {
+        assert_eq!(shown(program), expected, "{program}");
+    }
+}
+
 /// Every node, branch and engine of the JSON stands in the tree, and the other way round.
 #[test]
 fn json_and_tree_say_the_same() {

@@ -4,9 +4,11 @@
 //! go on for ever, and the check fails when a row's program is over its time or stack.
 
 mod bounded;
+mod infer;
 mod outputs;
 
 pub(crate) use bounded::set_stack;
+pub(crate) use infer::infer;
 pub use outputs::Outputs;
 
 use std::ops::Range;

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::{Builder, guarded};
 use crate::expr::NameIx;
-use crate::expr::jq::JqProgram;
+use crate::expr::jq::{JqProgram, infer};
 use crate::expr::model::Model;
 use crate::plan::check::{Known, Place, Reader};
 use crate::plan::names::reasoning;
@@ -23,6 +25,8 @@ struct Own {
     model: Option<Model>,
     /// What its records look like.
     shape: Shape,
+    /// What its program tells of its records, where no model does.
+    inferred: Option<Value>,
     /// Why it can leave nothing though its `when` holds.
     nullable: Option<String>,
     /// Where reasoning text goes.
@@ -66,6 +70,7 @@ impl Builder<'_> {
                 program: None,
                 shape: Shape::of(model.as_ref().map(Model::schema)),
                 model,
+                inferred: None,
                 nullable: nulled.then(|| "its Step has `on_error: null`".to_owned()),
                 thoughts,
             }
@@ -74,9 +79,10 @@ impl Builder<'_> {
 
     pub(super) fn apply(&mut self, spec: &ApplySpec, place: &mut Place, branch: Option<BranchIx>) -> Item {
         self.node(&spec.head, place, branch, |builder, inner| {
-            let mut program = None;
+            let (mut program, mut inferred) = (None, None);
             let kind = match &spec.kind {
                 ApplyKind::Jq(text) => {
+                    inferred = infer(&text.value, inner.item.single());
                     program = Some(text.value.clone());
                     builder.jq(text, inner).map(ApplyPlan::Jq)
                 }
@@ -89,6 +95,7 @@ impl Builder<'_> {
                 kind: kind.map(NodeKind::Apply),
                 program,
                 shape: Shape::of(model.as_ref().map(Model::schema)),
+                inferred: inferred.filter(|_| model.is_none()),
                 model,
                 nullable: None,
                 thoughts: None,
@@ -124,6 +131,7 @@ impl Builder<'_> {
                 model: own.model,
                 program: own.program,
                 nullable,
+                inferred: own.inferred,
                 kind,
             });
         }

@@ -164,10 +164,9 @@ impl Drawing<'_> {
         if !node.yield_output {
             text.push_str(", not written");
         }
-        let mut leaves = node
-            .model
-            .as_ref()
-            .map_or_else(|| "any".to_owned(), |model| type_of(model.schema()));
+        let declared = node.model.as_ref().map(|model| model.schema());
+        let known = declared.or(node.inferred.as_ref());
+        let mut leaves = known.map_or_else(|| "any".to_owned(), type_of);
         if let Some(why) = &node.nullable {
             leaves.push_str(&format!("\nor null ({why})"));
         }
