@@ -319,7 +319,7 @@ fn condition_help(source: &str, message: &str) -> &'static str {
 
 /// What to do about a template that does not compile.
 fn template_help(message: &str) -> &'static str {
-    if message.contains("expected end of variable block") {
+    if message.contains(", expected end of variable block") {
         "close it with `}}`"
     } else if message.contains("end of variable block") {
         "something is missing before `}}`: a name, or a filter behind `|`"
