@@ -32,6 +32,9 @@ pub(super) fn tree_options(global: &Global) -> explain::TreeOptions {
     explain::TreeOptions {
         no_icons: global.no_icons,
         max_branches: global.max_branches,
+        width: console::Term::stdout()
+            .size_checked()
+            .map(|(_, columns)| usize::from(columns)),
         ..explain::TreeOptions::default()
     }
 }

@@ -99,7 +99,7 @@ impl Printer {
         } else if fails {
             self.error(&report.render(style));
         } else {
-            self.notice(&report.render(style));
+            self.warning(&report.render(style));
         }
     }
 

@@ -269,9 +269,12 @@ impl Models {
     fn compile_mapping(&self, node: &Node, open: bool, problems: &mut Problems) -> Option<Model> {
         let schema = bundle::bundle(self, node, open, problems)?;
         if let Err(message) = schema::check_root(&schema) {
-            problems
-                .add(Code::BadModel, head(node), message)
-                .help(root_help(node));
+            let help = if message.contains("$ref") {
+                "let the last `$ref` lead to a schema with `type: object`".to_owned()
+            } else {
+                root_help(node)
+            };
+            problems.add(Code::BadModel, head(node), message).help(help);
             return None;
         }
         match build(schema) {

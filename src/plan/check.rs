@@ -59,6 +59,7 @@ pub(super) struct Checker<'a> {
 pub(super) enum Reader {
     Template,
     When,
+    Jq,
 }
 
 /// Who reads, and where.
@@ -110,7 +111,9 @@ impl Checker<'_> {
             let Some(known) = self.known.get(ix) else {
                 return;
             };
+            let wrong = known.text && !fields.is_empty();
             if read.needs_value
+                && !wrong
                 && !place.guards.iter().any(|g| g == name)
                 && let Some(why) = &known.nullable
             {

@@ -224,7 +224,7 @@ impl Builder<'_> {
                 Some(when)
             }
             Err(error) => {
-                self.expr_error(Code::TemplateSyntax, text, &error);
+                self.expr_error(Code::TemplateSyntax, text, &error, Reader::When);
                 None
             }
         }
@@ -243,20 +243,24 @@ impl Builder<'_> {
                 Some(template)
             }
             Err(error) => {
-                self.expr_error(Code::TemplateSyntax, text, &error);
+                self.expr_error(Code::TemplateSyntax, text, &error, Reader::Template);
                 None
             }
         }
     }
 
-    fn expr_error(&mut self, code: Code, text: &Text, error: &ExprError) {
+    fn expr_error(&mut self, code: Code, text: &Text, error: &ExprError, reader: Reader) {
         let span = error
             .span
             .clone()
             .map_or(text.span, |range| text.places(self.checker.sources).span(range));
         self.problems
             .add(code, span, error.message.clone())
-            .maybe_help(expr_help(code, text, error));
+            .help(match reader {
+                Reader::Template => template_help(&error.message),
+                Reader::When => condition_help(&text.value, &error.message),
+                Reader::Jq => jq_help(&error.message),
+            });
     }
 
     fn engine(&mut self, name: &Text) -> Option<EngineIx> {
@@ -305,37 +309,62 @@ fn guarded(place: &Place, when: Option<&When>) -> Place {
     inner
 }
 
-/// What to do about a template, condition or program that does not compile.
-fn expr_help(code: Code, text: &Text, error: &ExprError) -> Option<String> {
-    let message = error.message.as_str();
-    let help = if code == Code::JqSyntax {
-        if message.contains("undefined variable") {
-            "a program reads `.`, `$chain_input`, `$row_id`, `$vars`, and every visible name below `$row`"
-        } else if message.contains("undefined filter") {
-            "fields are read with a dot: `.name`; text needs double quotes"
-        } else if message.contains("the end of the program") {
-            "the program is not complete: close its brackets, quotes and `if ... end`"
-        } else {
-            "the fault is at the caret or right before it"
-        }
-    } else if text.value.contains("{{") && !message.contains("variable block") && is_condition(text, error) {
-        "a `when` is an expression without `{{ }}`: `sentiment.score < 0.2`"
-    } else if message.contains("end of variable block") {
-        "close it with `}}`"
-    } else if message.contains("end of input") {
-        "the text ends too early: close `{{` with `}}`, `{% if %}` with `{% endif %}` and `{% for %}` with `{% endfor %}`"
-    } else if message.contains("other templates") {
-        "write the text here, or put it into `vars`"
-    } else if message.contains("no filter") || message.contains("no test") || message.contains("no function")
-    {
-        "the filters, tests and functions are those of minijinja: `upper`, `lower`, `trim`, `length`, `join`, `default`, `tojson`, ..."
+/// What to do about a jq program that does not compile.
+fn jq_help(message: &str) -> &'static str {
+    if message.contains("an Apply is pure") {
+        "read what the row needs from its fields, or from `$vars`"
+    } else if message.contains("undefined variable") {
+        "a program reads `.`, `$chain_input`, `$row_id`, `$vars`, and every visible name below `$row`"
+    } else if message.contains("undefined filter") {
+        "fields are read with a dot: `.name`; text needs double quotes"
+    } else if message.contains("the end of the program") {
+        "the program is not complete: close its brackets, quotes and `if ... end`"
+    } else if !message.is_ascii() {
+        "a name with characters beyond ASCII needs quotes: `{\"größe\": 1}`, `.\"größe\"`"
     } else {
-        "templates are Jinja: `{{ name.field }}`, `{% if name %}...{% endif %}`, `{% for x in list %}...{% endfor %}`"
-    };
-    Some(help.to_owned())
+        "the fault is at the caret or right before it"
+    }
 }
 
-/// True when an expression error comes from a condition that was written as a template.
-fn is_condition(text: &Text, error: &ExprError) -> bool {
-    text.value.trim_start().starts_with("{{") && error.span.as_ref().is_none_or(|span| span.start < 4)
+/// What to do about a condition that does not compile.
+fn condition_help(source: &str, message: &str) -> &'static str {
+    let source = source.trim();
+    if source.starts_with("{{") || source.starts_with("{%") {
+        "a `when` is an expression, without `{{ }}`: `when: sentiment.score < 0.2`"
+    } else if source.is_empty() {
+        "write a condition, such as `sentiment.score < 0.2`, or leave `when` out"
+    } else if message.contains("after expression") && source.contains('=') && !source.contains("==") {
+        "equality is written `==`"
+    } else if message.contains("end of input") {
+        "something is missing at the end of the condition"
+    } else if message.starts_with("there is no") || message.starts_with("values have") {
+        template_help(message)
+    } else {
+        "a condition is a Jinja expression: `a.x == \"y\" and (b is none or b.n > 3)`"
+    }
+}
+
+/// What to do about a template that does not compile.
+fn template_help(message: &str) -> &'static str {
+    if message.contains(", expected end of variable block") {
+        "close it with `}}`"
+    } else if message.contains("end of variable block") {
+        "something is missing before `}}`: a name, or a filter behind `|`"
+    } else if message.contains("end of input") {
+        "the text ends too early: close `{{` with `}}`, `{% if %}` with `{% endif %}`, `{% for %}` with `{% endfor %}`"
+    } else if message.contains("unknown statement end") {
+        "there is nothing open that it could end: `{% endif %}` needs an `{% if %}` before it"
+    } else if message.contains("other templates") {
+        "write the text here, or put it into `vars`"
+    } else if message.contains("no methods") {
+        "a filter stands behind the value: `{{ text | upper }}`"
+    } else if message.starts_with("there is no filter") {
+        "filters are those of minijinja: `upper`, `lower`, `trim`, `length`, `join`, `replace`, `default`, `tojson`, ..."
+    } else if message.starts_with("there is no test") {
+        "tests are those of minijinja: `none`, `defined`, `string`, `number`, `mapping`, `sequence`, ..."
+    } else if message.starts_with("there is no function") {
+        "functions are `range`, `dict` and `namespace`; a template has no clock and no files"
+    } else {
+        "templates are Jinja: `{{ name.field }}`, `{% if name %}...{% endif %}`, `{% for x in list %}...{% endfor %}`"
+    }
 }

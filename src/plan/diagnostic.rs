@@ -22,6 +22,11 @@ pub enum Style {
 /// Problems drawn in full; more than these are counted. A chain with so many has one cause.
 const MAX_DRAWN: usize = 100;
 
+/// Lines longer than this are not drawn: the caret would stand screens away.
+const MAX_LINE: usize = 4096;
+/// Longest message drawn, in bytes: it may quote a name of any length.
+const MAX_MESSAGE: usize = 1000;
+
 /// All problems of a chain.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -61,16 +66,7 @@ impl Report {
             .with_width(100);
         let mut out = String::new();
         for problem in self.problems.iter().take(MAX_DRAWN) {
-            let shown = Shown {
-                problem,
-                source: problem.span.and_then(|span| {
-                    let file = self.sources.get(span.file)?;
-                    Some(NamedSource::new(
-                        file.path.display().to_string(),
-                        file.text.clone(),
-                    ))
-                }),
-            };
+            let shown = self.shown(problem);
             if handler.render_report(&mut out, &shown).is_err() {
                 out.push_str(&problem.message);
                 out.push('\n');
@@ -87,6 +83,33 @@ impl Report {
         let mut out = lines.join("\n");
         out.push('\n');
         out
+    }
+
+    /// A problem as it is drawn.
+    fn shown<'p>(&self, problem: &'p Problem) -> Shown<'p> {
+        let mut message = problem.message.clone();
+        if message.len() > MAX_MESSAGE {
+            let end = (0..MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at));
+            message.truncate(end.unwrap_or_default());
+            message.push('…');
+        }
+        let mut source = None;
+        if let Some((span, file)) = problem.span.and_then(|s| Some((s, self.sources.get(s.file)?))) {
+            let path = file.path.display().to_string();
+            let (line, column) = file.position(span.start);
+            // One line of context is drawn on each side.
+            let mut near = file.text.lines().skip(line.saturating_sub(2)).take(3);
+            if near.any(|line| line.len() > MAX_LINE) {
+                message.push_str(&format!(" ({path}:{line}:{column})"));
+            } else {
+                source = Some(NamedSource::new(path, file.text.clone()));
+            }
+        }
+        Shown {
+            problem,
+            message,
+            source,
+        }
     }
 
     /// The problems as facts, for `--json-logs`: the event's name and its fields.
@@ -146,12 +169,13 @@ impl std::error::Error for Report {}
 #[derive(Debug)]
 struct Shown<'a> {
     problem: &'a Problem,
+    message: String,
     source: Option<NamedSource<String>>,
 }
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problem.message)
+        f.write_str(&self.message)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod schemas;
 mod tree;
+mod types;
 
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,7 @@ pub fn graph_json(plan: &Plan) -> Value {
                 "when": branch.when.as_ref().map(|w| w.source()),
                 "join": branch.join.and_then(|j| plan.names.get(j.0)),
                 "collect": branch.collect,
+                "can_be_null": branch.nullable,
             })
         })
         .collect();
@@ -87,6 +89,7 @@ fn node_json(plan: &Plan, node: &Node) -> Value {
         "yield_output": node.yield_output,
         "emoji": node.emoji,
         "output_model": node.model.as_ref().map(|m| m.schema()),
+        "can_be_null": node.nullable,
     });
     let more = match &node.kind {
         NodeKind::Step(step) => step_json(plan, step),
@@ -163,35 +166,78 @@ pub fn edges(plan: &Plan) -> Vec<(&str, &str)> {
     found.into_iter().map(|(a, b)| (a.1, b.1)).collect()
 }
 
-/// The graph in Graphviz' language.
+/// The graph in Graphviz' language. Ids are quoted: `node` and `edge` are words of it.
 pub fn dot(plan: &Plan) -> String {
-    let mut out = format!("digraph {:?} {{\n  rankdir=LR;\n", plan.name);
+    let mut out = format!("digraph {} {{\n  rankdir=LR;\n", dot_string(&plan.name));
     for node in &plan.nodes {
         let shape = match node.kind {
             NodeKind::Step(_) => "box",
             NodeKind::Apply(_) => "ellipse",
         };
-        out.push_str(&format!("  {} [shape={shape}];\n", node.id));
+        let label = dot_string(&label(plan, node));
+        out.push_str(&format!("  \"{}\" [shape={shape}, label={label}];\n", node.id));
     }
     for (from, to) in edges(plan) {
-        out.push_str(&format!("  {from} -> {to};\n"));
+        out.push_str(&format!("  \"{from}\" -> \"{to}\";\n"));
     }
     out.push_str("}\n");
     out
+}
+
+/// What a node is called, and below it who does the work.
+fn label(plan: &Plan, node: &Node) -> String {
+    match &node.kind {
+        NodeKind::Step(step) => match plan.engines.get(step.engine.0) {
+            Some(engine) => format!("{}\n{}: {}", node.id, engine.name, engine.model),
+            None => node.id.clone(),
+        },
+        NodeKind::Apply(_) => node.id.clone(),
+    }
+}
+
+/// A quoted string of Graphviz.
+fn dot_string(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    let text: String = text
+        .chars()
+        .map(|c| match c {
+            '\n' => "\\n".to_owned(),
+            c if c.is_control() => " ".to_owned(),
+            c => c.to_string(),
+        })
+        .collect();
+    format!("\"{text}\"")
 }
 
 /// The graph in mermaid's language.
 pub fn mermaid(plan: &Plan) -> String {
     let mut out = String::from("flowchart LR\n");
     for node in &plan.nodes {
+        let label = mermaid_string(&label(plan, node));
         // The prefix keeps ids such as `end` from being words of mermaid.
         out.push_str(&match node.kind {
-            NodeKind::Step(_) => format!("  n_{0}[{0}]\n", node.id),
-            NodeKind::Apply(_) => format!("  n_{0}([{0}])\n", node.id),
+            NodeKind::Step(_) => format!("  n_{}[{label}]\n", node.id),
+            NodeKind::Apply(_) => format!("  n_{}([{label}])\n", node.id),
         });
     }
     for (from, to) in edges(plan) {
         out.push_str(&format!("  n_{from} --> n_{to}\n"));
     }
     out
+}
+
+/// A quoted label of mermaid, in which a line break is a tag and special characters are entities.
+fn mermaid_string(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| match c {
+            '\n' => "<br/>".to_owned(),
+            '"' | '#' | '<' | '>' | '&' | '`' | '\\' | '[' | ']' | '{' | '}' | '|' => {
+                format!("#{};", u32::from(c))
+            }
+            c if c.is_control() => " ".to_owned(),
+            c => c.to_string(),
+        })
+        .collect();
+    format!("\"{text}\"")
 }

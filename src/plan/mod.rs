@@ -133,6 +133,8 @@ pub struct Node {
     pub program: Option<String>,
     /// Why its name can be null, when it can.
     pub nullable: Option<String>,
+    /// What it leaves as far as its jq program tells, where no model says it: for the tree only.
+    pub inferred: Option<Value>,
     /// What it does.
     pub kind: NodeKind,
 }

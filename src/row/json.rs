@@ -200,6 +200,24 @@ pub(crate) fn raw_items(array: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// A valid JSON text as a value in which numbers beyond a double are the largest double.
+pub(super) fn clamped(text: &str) -> serde_json::Value {
+    use serde_json::Value;
+    let text = text.trim_matches([' ', '\t', '\n', '\r']);
+    match text.bytes().next() {
+        Some(b'{') => Value::Object(
+            raw_fields(text)
+                .map(|(key, value)| (serde_json::from_str(key).unwrap_or_default(), clamped(value)))
+                .collect(),
+        ),
+        Some(b'[') => Value::Array(raw_items(text).map(clamped).collect()),
+        _ => serde_json::from_str(text).unwrap_or_else(|_| {
+            let largest = if text.starts_with('-') { f64::MIN } else { f64::MAX };
+            Value::from(largest)
+        }),
+    }
+}
+
 /// The length of the JSON value at the start of a valid JSON text.
 pub(crate) fn skip_value(text: &str) -> usize {
     let bytes = text.as_bytes();

@@ -120,8 +120,10 @@ impl Record {
     }
 
     /// The object as a `serde_json` value (numbers beyond 64 bits lose precision; do not write it back).
+    ///
+    /// A number beyond a double (`1e999`) is the largest double, as jq takes it.
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.0.text).unwrap_or(serde_json::Value::Null)
+        serde_json::from_str(&self.0.text).unwrap_or_else(|_| json::clamped(&self.0.text))
     }
 }
 

@@ -102,7 +102,7 @@ fn read_file(path: &Path, what: &str, problems: &mut Problems) -> Option<String>
             std::io::ErrorKind::NotFound => ("no such file".to_owned(), beside(path, what)),
             std::io::ErrorKind::IsADirectory => (
                 "this is a directory".to_owned(),
-                format!("name the {what} in it: {}", path.join("chain.yaml").display()),
+                format!("give the {what} itself"),
             ),
             std::io::ErrorKind::PermissionDenied => (
                 "permission denied".to_owned(),
@@ -154,6 +154,12 @@ fn apply_set(set: &str, vars: &mut [Entry], known: bool, sources: &mut Sources, 
             .help("for example `--set tone=harsh`");
         return;
     };
+    if key.is_empty() {
+        problems
+            .add(Code::BadSet, whole, "`--set` wants K=V, and here is no K")
+            .help("for example `--set tone=harsh`");
+        return;
+    }
     let Some(entry) = vars.iter().position(|e| e.key.value == key) else {
         if !known {
             return;

@@ -23,7 +23,13 @@ pub(super) fn explain(kind: &ErrorKind, text: &str, at: usize) -> Fault {
         help: help.to_owned(),
     };
     let (here, line) = (spot(text, at), line_at(text, at));
-    let blanks = indentation(text, &line);
+    let mut line = line;
+    let mut blanks = indentation(text, &line);
+    if matches!(kind, ErrorKind::TabInPlainScalar) && !blanks.contains('\t') {
+        // The text above would go on in the line that the tab begins.
+        line = line_at(text, (line.end + 1).min(text.len()));
+        blanks = indentation(text, &line);
+    }
     if blanks.contains('\t') && !matches!(kind, ErrorKind::UnclosedQuotedScalar) {
         let tab = line.start + blanks.find('\t').unwrap_or_default();
         return fault(tab..tab + 1, "a tab cannot indent YAML", "indent with spaces");
@@ -44,11 +50,14 @@ pub(super) fn explain(kind: &ErrorKind, text: &str, at: usize) -> Fault {
                 ),
             )
         }
-        ErrorKind::InvalidQuotedScalarIndent => fault(
-            here,
-            "a line of a quoted text is indented less than its key",
-            "indent the text's further lines, or close the quote before them",
-        ),
+        ErrorKind::InvalidQuotedScalarIndent => {
+            let before = line.start.saturating_sub(1);
+            fault(
+                opening_quote(text, before),
+                "this quote is not closed before a line that is indented less",
+                "close it, or indent the text's further lines",
+            )
+        }
         ErrorKind::TabInIndentation | ErrorKind::TabInBlockIndentation | ErrorKind::TabNotAllowed => {
             fault(here, "a tab cannot stand here", "use spaces")
         }

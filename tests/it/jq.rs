@@ -133,7 +133,7 @@ fn syntax_errors_point_into_the_program() {
     );
     assert_eq!(
         run(". |", "{}"),
-        Err("expected term, found `the end of the program` at Some(3..3)".into())
+        Err("expected term, found the end of the program at Some(3..3)".into())
     );
     assert_eq!(
         run("1 2", "{}"),

@@ -19,6 +19,7 @@ mod commit_points;
 mod demos;
 mod conformance;
 mod dry_run;
+mod diagnostics;
 mod engine;
 mod fates;
 #[path = "gen.rs"]

@@ -1,6 +1,7 @@
 //! Limits for jq programs: a check in every recursion, fold and range.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jaq_core::load::parse::{BinaryOp, Def, Pattern, Term};
@@ -210,8 +211,13 @@ where
         .chain([check, text, product])
 }
 
-/// The definitions a program may call, with checks planted.
-pub(super) fn definitions() -> impl Iterator<Item = Def<&'static str>> {
+/// The definitions a program may call, with checks planted; parsed once.
+pub(super) fn definitions() -> &'static [Def<&'static str>] {
+    static DEFINITIONS: OnceLock<Vec<Def<&'static str>>> = OnceLock::new();
+    DEFINITIONS.get_or_init(|| bounded_definitions().collect())
+}
+
+fn bounded_definitions() -> impl Iterator<Item = Def<&'static str>> {
     const BOUNDED: &str =
         "def range($from; $to; $by): range__($from; $to; $by) | if tick__ then . else empty end;
         def fromjson: if shallow__ then fromjson__ else empty end;";

@@ -4,9 +4,11 @@
 //! go on for ever, and the check fails when a row's program is over its time or stack.
 
 mod bounded;
+mod infer;
 mod outputs;
 
 pub(crate) use bounded::set_stack;
+pub(crate) use infer::infer;
 pub use outputs::Outputs;
 
 use std::ops::Range;
@@ -57,9 +59,16 @@ impl JqProgram {
         let tokens = Lexer::new(source).lex().map_err(|errors| {
             first(
                 source,
-                errors
-                    .iter()
-                    .map(|(expect, at)| (format!("expected {}", expect.as_str()), *at)),
+                errors.iter().map(|(expect, at)| {
+                    let rest = at.trim_start();
+                    let char = rest.chars().next();
+                    let found = char.map_or_else(
+                        || ", found the end of the program".to_owned(),
+                        |c| format!(", found `{c}`"),
+                    );
+                    let at = rest.get(..char.map_or(0, char::len_utf8)).unwrap_or_default();
+                    (format!("expected {}{found}", expect.as_str()), at)
+                }),
             )
         })?;
         let term = Parser::new(&tokens).parse(|p| p.term()).map_err(|errors| {
@@ -72,10 +81,11 @@ impl JqProgram {
                     } else {
                         at
                     };
-                    (
-                        format!("expected {}, found `{}`", expect.as_str(), cut(found, 40)),
-                        at,
-                    )
+                    let found = match at {
+                        "" => found.to_owned(),
+                        _ => format!("`{}`", cut(found, 40)),
+                    };
+                    (format!("expected {}, found {found}", expect.as_str()), at)
                 }),
             )
         })?;
@@ -94,7 +104,7 @@ impl JqProgram {
             body,
         };
         let arena = Arena::default();
-        let modules = Loader::new(bounded::definitions().map(shorten).chain([main]))
+        let modules = Loader::new(bounded::definitions().iter().cloned().map(shorten).chain([main]))
             .load(&arena, File { code: MAIN, path: () })
             .map_err(|_| ExprError {
                 message: "the program cannot be loaded".into(),
@@ -222,7 +232,7 @@ fn missing(name: &str, is_variable: bool, visible: &Visible) -> String {
         return near.unwrap_or_else(|| format!("; there is {}", VARIABLES.join(", ")));
     }
     // Only those of filters that somebody may have meant: jq's inner ones end in `__`.
-    let known: Vec<&str> = bounded::definitions().map(|def| def.name).collect();
+    let known: Vec<&str> = bounded::definitions().iter().map(|def| def.name).collect();
     let native: Vec<&str> = bounded::functions::<Data>().map(|(name, ..)| name).collect();
     let known = known.iter().chain(&native).copied();
     nearest(

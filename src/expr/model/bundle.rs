@@ -230,22 +230,23 @@ impl Bundler<'_> {
     fn alternatives(&mut self, spelled: &str, span: Span) -> Option<Value> {
         let mut seen: Vec<&str> = Vec::new();
         for alternative in spelled.split('|').map(str::trim) {
-            let wrong = if alternative.is_empty() {
-                Some("an empty alternative".to_owned())
+            let (message, help) = if alternative.is_empty() {
+                (
+                    "an empty alternative".to_owned(),
+                    "write `a | b | c`; a field that may be left out ends in `?`",
+                )
             } else if TYPES.contains(&alternative) || self.models.named.contains_key(alternative) {
-                Some(format!(
-                    "`{alternative}` is a type or a model; `a | b` lists strings"
-                ))
+                (
+                    format!("`{alternative}` is a type or a model, and `a | b` is an enum of texts"),
+                    "for a choice of types write JSON Schema: `{anyOf: [...]}`; an optional field is `T?`",
+                )
             } else if seen.contains(&alternative) {
-                Some(format!("`{alternative}` stands twice"))
+                (format!("`{alternative}` stands twice"), "keep one of them")
             } else {
-                None
+                seen.push(alternative);
+                continue;
             };
-            if let Some(message) = wrong {
-                let help = "for a choice of types write JSON Schema: `{anyOf: [...]}`".to_owned();
-                return self.fail(span, message, Some(help));
-            }
-            seen.push(alternative);
+            return self.fail(span, message, Some(help.to_owned()));
         }
         Some(json!({"type": "string", "enum": seen}))
     }

@@ -89,7 +89,21 @@ pub(super) fn check_root(root: &Value) -> Result<(), String> {
     if is_object(root, root, 0) {
         return Ok(());
     }
-    Err("the root of a model must be an object".to_owned())
+    let mut schema = root;
+    for _ in 0..32 {
+        let Some(reference) = schema.get("$ref").and_then(Value::as_str) else {
+            return Err("the root of a model must be an object".to_owned());
+        };
+        let target = match reference {
+            "#" => Some(root),
+            other => other.strip_prefix('#').and_then(|pointer| root.pointer(pointer)),
+        };
+        match target {
+            Some(next) => schema = next,
+            None => return Err(format!("`$ref: {reference}` points to nothing")),
+        }
+    }
+    Err("its `$ref`s go in a circle and never come to a schema".to_owned())
 }
 
 fn is_object(root: &Value, schema: &Value, depth: usize) -> bool {

@@ -47,7 +47,10 @@ impl Builder<'_> {
                 let skips = spec.when.is_some() || group_skips;
                 nullable = skips
                     .then(|| "a `when` may skip its branch".to_owned())
-                    .or_else(|| self.leaves_nothing(&line));
+                    .or_else(|| {
+                        self.leaves_nothing(&line)
+                            .filter(|_| line.0.len() == spec.steps.len())
+                    });
                 self.check_rows(spec, alias);
             }
             let known = Known {
@@ -102,7 +105,8 @@ impl Builder<'_> {
             Item::Node(ix) => self.nodes.get(ix.0).is_some_and(Option::is_some),
             Item::Group(_) => true,
         });
-        (!emits && all_known).then(|| "every node of its branch may be skipped".to_owned())
+        (!emits && all_known && !line.0.is_empty())
+            .then(|| "every node of its branch may be skipped".to_owned())
     }
 
     /// Warns of a jq program that plainly makes several rows in a branch that is joined as one.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::{Builder, guarded};
 use crate::expr::NameIx;
-use crate::expr::jq::JqProgram;
+use crate::expr::jq::{JqProgram, infer};
 use crate::expr::model::Model;
-use crate::plan::check::{Known, Place};
+use crate::plan::check::{Known, Place, Reader};
 use crate::plan::names::reasoning;
 use crate::plan::shape::Shape;
 use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan, process};
@@ -23,6 +25,8 @@ struct Own {
     model: Option<Model>,
     /// What its records look like.
     shape: Shape,
+    /// What its program tells of its records, where no model does.
+    inferred: Option<Value>,
     /// Why it can leave nothing though its `when` holds.
     nullable: Option<String>,
     /// Where reasoning text goes.
@@ -66,6 +70,7 @@ impl Builder<'_> {
                 program: None,
                 shape: Shape::of(model.as_ref().map(Model::schema)),
                 model,
+                inferred: None,
                 nullable: nulled.then(|| "its Step has `on_error: null`".to_owned()),
                 thoughts,
             }
@@ -74,9 +79,10 @@ impl Builder<'_> {
 
     pub(super) fn apply(&mut self, spec: &ApplySpec, place: &mut Place, branch: Option<BranchIx>) -> Item {
         self.node(&spec.head, place, branch, |builder, inner| {
-            let mut program = None;
+            let (mut program, mut inferred) = (None, None);
             let kind = match &spec.kind {
                 ApplyKind::Jq(text) => {
+                    inferred = infer(&text.value, inner.item.single());
                     program = Some(text.value.clone());
                     builder.jq(text, inner).map(ApplyPlan::Jq)
                 }
@@ -106,6 +112,7 @@ impl Builder<'_> {
                 kind: kind.map(NodeKind::Apply),
                 program,
                 shape: Shape::of(model.as_ref().map(Model::schema)),
+                inferred: inferred.filter(|_| model.is_none()),
                 model,
                 nullable: None,
                 thoughts: None,
@@ -141,6 +148,7 @@ impl Builder<'_> {
                 model: own.model,
                 program: own.program,
                 nullable,
+                inferred: own.inferred,
                 kind,
             });
         }
@@ -149,7 +157,7 @@ impl Builder<'_> {
 
     fn jq(&mut self, text: &Text, place: &Place) -> Option<JqProgram> {
         JqProgram::compile(&text.value, &place.visible())
-            .map_err(|error| self.expr_error(Code::JqSyntax, text, &error))
+            .map_err(|error| self.expr_error(Code::JqSyntax, text, &error, Reader::Jq))
             .ok()
     }
 

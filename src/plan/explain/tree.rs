@@ -1,6 +1,8 @@
 //! The DAG as a tree of text, drawn like `cargo tree`.
 
-use crate::expr::model::Model;
+use console::{measure_text_width, truncate_str};
+
+use super::types::type_of;
 use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan, ProcessPlan, Program};
 use crate::spec::OnError;
 
@@ -22,10 +24,11 @@ pub fn tree(plan: &Plan, options: TreeOptions) -> String {
     let mut drawing = Drawing {
         plan,
         options,
-        out: format!("{}\n", plan.name),
+        out: format!("{}\n", one_line(&plan.name)),
     };
     if let Some(model) = &plan.input_model {
-        drawing.out.push_str(&format!("input {}\n", fields(model)));
+        let arrow = drawing.arrow();
+        drawing.say("", "input", &format!("{arrow} {}", type_of(model.schema())), "");
     }
     drawing.line(&plan.main, "");
     if !plan.engines.is_empty() {
@@ -33,10 +36,31 @@ pub fn tree(plan: &Plan, options: TreeOptions) -> String {
         let last = plan.engines.len() - 1;
         for (at, engine) in plan.engines.iter().enumerate() {
             let text = format!("{}  {} {}", engine.name, engine.backend.as_str(), engine.model);
-            drawing.entry("", at == last, "⚙️ ", &text);
+            drawing.entry("", at == last, &Entry::new("⚙️ ", text));
         }
     }
     drawing.out
+}
+
+/// One line of the tree.
+struct Entry<'a> {
+    icon: &'a str,
+    text: String,
+    /// What it leaves, and on a second line how that can be null.
+    leaves: String,
+    /// Entries of its own come below it.
+    goes_on: bool,
+}
+
+impl<'a> Entry<'a> {
+    fn new(icon: &'a str, text: String) -> Self {
+        Self {
+            icon,
+            text,
+            leaves: String::new(),
+            goes_on: false,
+        }
+    }
 }
 
 struct Drawing<'a> {
@@ -46,21 +70,64 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    fn entry(&mut self, prefix: &str, last: bool, icon: &str, text: &str) {
+    fn entry(&mut self, prefix: &str, last: bool, entry: &Entry<'_>) {
         let corner = match (self.options.ascii, last) {
             (false, true) => "└── ",
             (false, false) => "├── ",
             (true, true) => "`-- ",
             (true, false) => "|-- ",
         };
-        self.out.push_str(prefix);
-        self.out.push_str(corner);
-        if !self.options.no_icons && !self.options.ascii && !icon.is_empty() {
-            self.out.push_str(icon);
-            self.out.push(' ');
+        let icon = if self.options.no_icons || self.options.ascii || entry.icon.is_empty() {
+            String::new()
+        } else {
+            format!("{} ", entry.icon)
+        };
+        let mut below = self.deeper(prefix, last);
+        if entry.goes_on {
+            below.push(if self.options.ascii { '|' } else { '│' });
         }
-        self.out.push_str(text);
+        self.say(
+            &format!("{prefix}{corner}{icon}"),
+            &entry.text,
+            &entry.leaves,
+            &below,
+        );
+    }
+
+    /// A line, with its type (and, as a second line, how it can be null) behind it, or below it where the
+    /// line would get too long.
+    fn say(&mut self, before: &str, text: &str, leaves: &str, below: &str) {
+        let width = self.options.width.unwrap_or(usize::MAX);
+        let first = format!("{before}{text}");
+        let whole = format!("{first}  {}", leaves.replace('\n', " "));
+        if leaves.is_empty() || measure_text_width(&whole) <= width {
+            let line = if leaves.is_empty() { first } else { whole };
+            self.put(&line);
+            return;
+        }
+        self.put(&first);
+        for part in leaves.lines() {
+            self.put(&format!("{below}    {part}"));
+        }
+    }
+
+    /// One line, cut where the screen ends.
+    fn put(&mut self, line: &str) {
+        let line = match self.options.width {
+            Some(width) => truncate_str(line, width, if self.options.ascii { "..." } else { "…" }),
+            None => line.into(),
+        };
+        let line = if self.options.ascii {
+            line.replace('…', "...")
+        } else {
+            line.into_owned()
+        };
+        self.out.push_str(line.trim_end());
         self.out.push('\n');
+    }
+
+    fn arrow(&self) -> &'static str {
+        if self.options.ascii { "->" } else { "→" }
     }
 
     fn line(&mut self, line: &Line, prefix: &str) {
@@ -93,15 +160,27 @@ impl Drawing<'_> {
         };
         let mut text = format!("{}  {what}", node.id);
         if let Some(when) = &node.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
         if !node.yield_output {
             text.push_str(", not written");
         }
-        if let Some(model) = &node.model {
-            text.push_str(&format!("  -> {}", fields(model)));
+        let declared = node.model.as_ref().map(|model| model.schema());
+        let known = declared.or(node.inferred.as_ref());
+        let mut leaves = known.map_or_else(|| "any".to_owned(), type_of);
+        if let Some(why) = &node.nullable {
+            leaves.push_str(&format!("\nor null ({why})"));
         }
-        self.entry(prefix, last, node.emoji.as_deref().unwrap_or(icon), &text);
+        let leaves = format!("{} {leaves}", self.arrow());
+        let icon = node.emoji.as_deref().unwrap_or(icon);
+        self.entry(
+            prefix,
+            last,
+            &Entry {
+                leaves,
+                ..Entry::new(icon, text)
+            },
+        );
     }
 
     fn deeper(&self, prefix: &str, last: bool) -> String {
@@ -123,9 +202,9 @@ impl Drawing<'_> {
         let plural = if branches.len() == 1 { "" } else { "es" };
         let mut text = format!("parallel, {} branch{plural}", branches.len());
         if let Some(when) = &group.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
-        self.entry(prefix, last, "🔀", &text);
+        self.entry(prefix, last, &Entry::new("🔀", text));
         let below = self.deeper(prefix, last);
         let shown = self
             .options
@@ -138,21 +217,34 @@ impl Drawing<'_> {
         }
         if hidden > 0 {
             let plural = if hidden == 1 { "" } else { "es" };
-            self.entry(&below, true, "", &format!("… {hidden} more branch{plural}"));
+            let text = format!("… {hidden} more branch{plural}");
+            self.entry(&below, true, &Entry::new("", text));
         }
     }
 
     fn branch(&mut self, branch: &Branch, prefix: &str, last: bool) {
         let mut text = format!("branch {}", branch.id);
         if let Some(when) = &branch.when {
-            text.push_str(&format!(", when {}", when.source()));
+            text.push_str(&format!(", when {}", one_line(when.source())));
         }
         match branch.join.and_then(|j| self.plan.names.get(j.0)) {
             Some(alias) if branch.collect => text.push_str(&format!(", joined as list {alias}")),
             Some(alias) => text.push_str(&format!(", joined as {alias}")),
             None => text.push_str(", not joined"),
         }
-        self.entry(prefix, last, "🌿", &text);
+        let null = branch
+            .nullable
+            .as_ref()
+            .map_or_else(String::new, |why| format!("or null ({why})"));
+        self.entry(
+            prefix,
+            last,
+            &Entry {
+                leaves: null,
+                goes_on: true,
+                ..Entry::new("🌿", text)
+            },
+        );
         let below = self.deeper(prefix, last);
         self.line(&branch.line, &below);
     }
@@ -170,12 +262,7 @@ fn applied(process: &ProcessPlan) -> String {
     text
 }
 
-/// The fields of a model, as many as fit on a line.
-fn fields(model: &Model) -> String {
-    let all = model.fields();
-    let mut text = all.iter().take(8).copied().collect::<Vec<_>>().join(", ");
-    if all.len() > 8 {
-        text.push_str(", …");
-    }
-    format!("{{{text}}}")
+/// A condition on one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,0 +1,616 @@
+//! What a broken chain says, whole invocations and hostile files; what `inspect` shows of a good one.
+
+use std::process::Command;
+
+use chainette::expr::jq::JqProgram;
+use chainette::expr::{Visible, model::Model};
+use chainette::plan::explain::{TreeOptions, dot, edges, graph_json, mermaid, tree};
+use chainette::plan::{Closures, Compiled, Report, Style, compile};
+use chainette::spec::{ChainInput, Code};
+use serde_json::{Value, json};
+
+use crate::harness::Bench;
+
+const ENGINES: &str = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}}\n";
+
+fn compiled(text: &str) -> Result<Compiled, Report> {
+    let input = ChainInput {
+        path: "chain.yaml".into(),
+        text: Some(text.to_owned()),
+        ..ChainInput::default()
+    };
+    compile(&input, &Closures::none())
+}
+
+fn report(text: &str) -> Report {
+    match compiled(text) {
+        Ok(compiled) => compiled.warnings,
+        Err(report) => report,
+    }
+}
+
+fn good(text: &str) -> Compiled {
+    compiled(text).unwrap_or_else(|report| panic!("{report}"))
+}
+
+/// README's table has each code once, in the order of `Code::ALL`, with the right severity.
+#[test]
+fn the_readme_lists_every_code() {
+    let readme = std::fs::read_to_string("README.md").expect("the README is there");
+    let section = readme
+        .split("\n## ")
+        .find(|s| s.starts_with("Diagnostics\n"))
+        .expect("a section on diagnostics");
+    let listed: Vec<(String, bool)> = section
+        .lines()
+        .filter_map(|l| l.strip_prefix("| `"))
+        .map(|l| {
+            let (code, rest) = l.split_once('`').expect("a code");
+            (code.to_owned(), rest.contains("warning"))
+        })
+        .collect();
+    let there: Vec<(String, bool)> = Code::ALL
+        .iter()
+        .map(|code| (code.as_str().to_owned(), code.is_warning()))
+        .collect();
+    assert_eq!(listed, there);
+}
+
+/// Every fixture belongs to a code, so that a renamed code leaves none behind.
+#[test]
+fn every_fixture_has_a_code() {
+    for entry in std::fs::read_dir("tests/chains/err").expect("the folder is there") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let stem = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let code = stem.split("--").next().expect("a code");
+        assert!(Code::ALL.iter().any(|c| c.as_str() == code), "{stem}");
+    }
+}
+
+/// The caret stands under the fault, however YAML writes the text.
+#[test]
+fn places_are_exact_in_every_style() {
+    let styles = [
+        "größe {{ x | uper }}",
+        "größe\n      und 中文 {{ x | uper }} danach",
+        "'it''s größe {{ x | uper }}'",
+        "'größe\n\n      it''s\n      {{ x | uper }}'",
+        "\"größe {{ x | uper }}\"",
+        r#""gr\u00f6\xdfe \U0001F600 \ud83d\ude00 \t\n\"\\ {{ x | uper }} \n""#,
+        "\"größe \\\n      {{ x |\\\n      \\ uper }}\"",
+        "\"größe\n\n      {{ x | uper }}\"",
+        "|\n      größe\n\n        中文 {{ x | uper }}\n",
+        "|2-\n      größe\n        {{ x | uper }}\n",
+        "|+ # a comment\n      größe {{ x | uper }}\n\n",
+        ">\n      größe\n      und\n\n        mehr\n      {{ x | uper }}\n",
+        ">-\n      größe {{ x | uper }}",
+        "!!str größe {{ x | uper }}",
+        "&name größe {{ x | uper }}",
+    ];
+    for style in styles {
+        for text in [
+            format!("{ENGINES}steps:\n  - id: a\n    engine: e\n    user_prompt: {style}\n"),
+            format!("\u{feff}{ENGINES}steps:\n  - id: a\n    engine: e\n    user_prompt: {style}\n"),
+            format!("{ENGINES}steps:\n  - id: a\n    engine: e\n    user_prompt: {style}\n")
+                .replace('\n', "\r\n"),
+        ] {
+            let report = report(&text);
+            let [problem] = report.problems() else {
+                panic!("{text}\n{report}");
+            };
+            assert_eq!(problem.code, Code::TemplateSyntax, "{report}");
+            let span = problem.span.expect("a place");
+            assert_eq!(&text[span.start..span.end], "uper", "{report}");
+        }
+    }
+}
+
+/// One fault is one problem, however much depends on it.
+#[test]
+fn a_fault_has_no_echo() {
+    let cases = [
+        // An item that cannot be read, and those that read it.
+        "steps:\n  - {id: a, engine: e}\n  - {id: b, engine: e, user_prompt: '{{ a.text }} {{ text }}'}\n  - {id: c, engine: e, user_prompt: '{{ a.text }}', when: a}\n",
+        // A branch that cannot be read, and its alias.
+        "steps:\n  - parallel:\n      - {branch: fr, join: fr}\n  - {id: c, engine: e, user_prompt: '{{ fr.text }}'}\n",
+        // Models of the wrong type, and who names them.
+        "models: [a]\nsteps:\n  - {id: a, engine: e, user_prompt: hi, output_model: Review}\n  - {id: b, engine: e, user_prompt: '{{ a.x }}', output_model: {r: Review}}\n",
+        // A faulty model that three use.
+        "models: {A: {x: strng}, B: {a: A}, C: {b: B}}\nsteps:\n  - {id: a, engine: e, user_prompt: hi, output_model: A}\n  - {id: b, engine: e, user_prompt: '{{ a.y }}', output_model: C}\n",
+        "models: {A: {type: object, properties: {x: {type: strng}}}, B: {a: A}, C: {b: '[B]'}}\nsteps:\n  - {id: a, engine: e, user_prompt: hi, output_model: A}\n  - {id: b, engine: e, user_prompt: hi, output_model: C}\n",
+        // An anchor with a fault that is used twice.
+        "steps:\n  - {id: a, engine: e, user_prompt: hi, sampling: &s {temperature: -1}}\n  - {id: b, engine: e, user_prompt: hi, sampling: *s}\n",
+        // A program that does not compile in a joined branch.
+        "steps:\n  - {branch: b, join: b, steps: [{id: x, apply: {jq: 'nosuch'}}]}\n  - {id: c, engine: e, user_prompt: '{{ b.y }}'}\n",
+        // Twice the same name, and readers of it.
+        "steps:\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: c, engine: e, user_prompt: '{{ a.text }}'}\n",
+        // Variables that cannot be read.
+        "vars: x\nsteps:\n  - {id: a, engine: e, user_prompt: '{{ vars.tone }}'}\n",
+    ];
+    for case in cases {
+        let report = report(&format!("{ENGINES}{case}"));
+        assert_eq!(report.problems().len(), 1, "{case}\n{report}");
+    }
+    let engine = report(
+        "engines: {e: {backend: openai, endpoint: 'http://h/v1'}}\nsteps:\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: b, engine: e, user_prompt: hi}\n",
+    );
+    assert_eq!(engine.problems().len(), 1, "{engine}");
+}
+
+#[test]
+fn problems_stand_in_the_order_of_the_file() {
+    let report = report(&format!(
+        "{ENGINES}steps:\n  - {{id: a, engine: x, user_prompt: '{{{{ zz }}}}', bad: 1}}\n  - {{id: B, apply: {{jq: nosuch}}}}\n  - {{id: c, engine: y, user_prompt: '{{{{'}}\n"
+    ));
+    let places: Vec<_> = report.problems().iter().map(|p| p.span).collect();
+    let mut sorted = places.clone();
+    sorted.sort();
+    assert_eq!(places, sorted);
+    assert_eq!(places.len(), 6, "{report}");
+}
+
+/// `no` and `on` are texts in YAML 1.2, as an enum value and as a field's name.
+#[test]
+fn norway_is_no_boolean() {
+    let plan = good(&format!(
+        "{ENGINES}steps:\n  - {{id: a, engine: e, user_prompt: hi, output_model: {{country: no | se | dk, on: yes | off}}}}\n  - {{id: b, engine: e, user_prompt: hi, output_model: {{type: object, properties: {{country: {{enum: [no, se]}}}}}}}}\n"
+    ))
+    .plan;
+    let schema = |at: usize| plan.nodes[at].model.as_ref().expect("a model").schema().clone();
+    assert_eq!(
+        schema(0)["properties"]["country"]["enum"],
+        json!(["no", "se", "dk"])
+    );
+    assert_eq!(schema(0)["properties"]["on"]["enum"], json!(["yes", "off"]));
+    assert_eq!(schema(1)["properties"]["country"]["enum"], json!(["no", "se"]));
+}
+
+/// Files that are no chain: exit 2, one message with a next step, nothing written.
+#[test]
+fn files_that_are_no_chain() {
+    let cases: [(&str, &[u8], &str); 7] = [
+        (
+            "latin-1",
+            b"name: gr\xf6\xdfe\nsteps: []\n",
+            "not valid UTF-8 at line 1 (byte 8)",
+        ),
+        ("empty", b"", "this chain is empty"),
+        ("a bom only", b"\xef\xbb\xbf", "this chain is empty"),
+        ("a list", b"- a\n- b\n", "a chain must be a mapping, found a list"),
+        (
+            "text",
+            b"hello",
+            "a chain must be a mapping, found the text `hello`",
+        ),
+        ("utf-16", b"\xff\xfes\x00t\x00", "not valid UTF-8"),
+        ("zero bytes", b"\x00\x00\x00", "yaml_syntax"),
+    ];
+    for (what, bytes, expected) in cases {
+        let bench = Bench::new("", "{}\n");
+        bench.write("chain.yaml", bytes);
+        let ran = bench.run(&[]);
+        assert_eq!(ran.code, 2, "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains("help: "), "{what}: {}", ran.stderr);
+        assert!(!ran.out.exists(), "{what}: something was written");
+    }
+    let bench = Bench::new("", "{}\n");
+    std::fs::create_dir(bench.dir.path().join("folder.yaml")).expect("a folder");
+    for (chain, expected) in [
+        ("folder.yaml", "folder.yaml: this is a directory"),
+        ("chian.yaml", "did you mean `chain.yaml`?"),
+        ("", "no such file"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_chainette"))
+            .current_dir(bench.dir.path())
+            .args(["inspect", chain])
+            .output()
+            .expect("the command starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if chain.is_empty() {
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+        } else {
+            assert!(stderr.contains(expected), "{stderr}");
+        }
+    }
+}
+
+/// Hostile YAML ends in a report, in bounded time and memory.
+#[test]
+fn hostile_files_are_bounded() {
+    let nested = |open: &str, close: &str| {
+        format!(
+            "vars: {}{}\nsteps: []\n",
+            open.repeat(20_000),
+            close.repeat(20_000)
+        )
+    };
+    let bomb = {
+        let mut text = "vars:\n  a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..30 {
+            let refs = vec![format!("*a{}", n - 1); 10].join(", ");
+            text.push_str(&format!("  a{n}: &a{n} [{refs}]\n"));
+        }
+        text + "steps: []\n"
+    };
+    let keys: String = (0..10_000).map(|n| format!("k{n}: 1\n")).collect();
+    let steps: String = (0..3000)
+        .map(|n| format!("  - {{id: s{n}, engine: nope, bad{n}: 1}}\n"))
+        .collect();
+    let long_name = format!("steps: [{{id: a, engine: {}}}]\n", "x".repeat(200_000));
+    let long_key = format!("{}: 1\nsteps: []\n", "k".repeat(100_000));
+    let dashes = format!("steps:\n{}x\n", "- ".repeat(20_000));
+    let same: String = (0..10_000).map(|_| "k: 1\n").collect();
+    for text in [
+        nested("[", "]"),
+        nested("{a: ", "}"),
+        nested("[", ""),
+        bomb,
+        keys.clone() + "steps: []\n",
+        format!("vars:\n{}steps: []\n", keys.replace("k", "  k")),
+        format!("steps:\n{steps}"),
+        long_name,
+        long_key,
+        dashes,
+        same,
+    ] {
+        let report = report(&text);
+        assert!(!report.is_empty());
+        let drawn = report.render(Style::Plain);
+        assert!(drawn.len() < 40 * 1024 * 1024, "{} bytes", drawn.len());
+        assert!(
+            drawn.matches("\n\n").count() < 1000,
+            "too many problems are drawn"
+        );
+    }
+}
+
+const WARNS: &str = "steps:\n  - {id: a, apply: {jq: '.'}, when: text == \"x\"}\n  - {id: b, apply: {jq: '.'}, when: a.text}\n";
+
+/// Warnings stop nothing and are shown once: as text, not at all with `--quiet`, as events.
+#[test]
+fn warnings_are_shown_once() {
+    let bench = Bench::new(WARNS, "{\"text\": \"x\"}\n");
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("unguarded_null").count(), 1, "{}", ran.stderr);
+    let ran = bench.run(&["--overwrite", "--quiet"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    for flags in [
+        vec!["--overwrite", "--json-logs"],
+        vec!["--overwrite", "--json-logs", "--quiet"],
+    ] {
+        let ran = bench.run(&flags);
+        assert_eq!(ran.code, 0);
+        let warnings: Vec<Value> = ran
+            .stderr
+            .lines()
+            .map(|l| serde_json::from_str(l).expect("a JSON line"))
+            .filter(|v: &Value| v["event"] == "warning")
+            .collect();
+        let [warning] = warnings.as_slice() else {
+            panic!("{}", ran.stderr);
+        };
+        assert_eq!(warning["code"], "unguarded_null");
+        assert_eq!((&warning["line"], &warning["column"]), (&json!(3), &json!(37)));
+        assert_eq!(warning["help"], "guard it: `a and a.text`");
+    }
+}
+
+/// With `--json-logs` each problem of a bad chain is an event with its place.
+#[test]
+fn problems_are_events() {
+    let bench = Bench::new("steps:\n  - {id: A, apply: {jq: nosuch}}\n", "{}\n");
+    let ran = bench.run(&["--json-logs"]);
+    assert_eq!(ran.code, 2);
+    let lines: Vec<Value> = ran
+        .stderr
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a JSON line"))
+        .collect();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|v| (v["event"].as_str(), v["code"].as_str(), v["line"].as_u64()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("error"), Some("bad_name"), Some(2)),
+            (Some("error"), Some("jq_syntax"), Some(2))
+        ]
+    );
+    assert!(!ran.out.exists());
+}
+
+/// What jq programs can emit, as far as it shows.
+#[test]
+fn jq_outputs_are_counted() {
+    let visible: Visible = Vec::new().into();
+    let counted = |program: &str| {
+        let outputs = JqProgram::compile(program, &visible)
+            .unwrap_or_else(|e| panic!("{program}: {e}"))
+            .outputs();
+        (outputs.none, outputs.many)
+    };
+    for program in [
+        ".",
+        ".a.b",
+        "{a: .b, c: [.d[]]}",
+        ". + {len: (.text | length)}",
+        "[.[] | select(.x)]",
+        "map(.a)",
+        "reduce .[] as $x (0; . + $x)",
+        "if .a then .b else .c end",
+        "del(.a[])",
+        ".a |= map(. + 1)",
+        ".a[1:3]",
+        "[.[] , 1] | length",
+        "def f: .a; f",
+        "\"\\(.a) and \\(.b)\"",
+        ".a // \"none\"",
+        "[range(10)]",
+        "-(.a)",
+        "to_entries",
+        "any(.a[]; . > 1)",
+        ".a as $x | $x",
+        "label $out | 1",
+    ] {
+        if program.starts_with("label") {
+            continue;
+        }
+        assert_eq!(counted(program), (false, false), "{program}");
+    }
+    for program in [
+        "select(.a)",
+        "empty",
+        ".a?",
+        "first(.[])",
+        "if .a then empty else . end",
+        "label $f | 1",
+        "strings",
+        "limit(1; .[])",
+    ] {
+        assert_eq!(counted(program), (true, false), "{program}");
+    }
+    for program in [
+        ".[]",
+        ".a[].b",
+        "..",
+        "range(3)",
+        ".a[] | {x: .}",
+        "{a: .b[]}",
+        "paths",
+        ".a, .b",
+        "def f: .[]; f",
+        "limit(2; .[])",
+        "foreach .[] as $x (0; . + $x)",
+        ".a[] as $x | {x: $x}",
+        "\"\\(.a[])\"",
+        "recurse(.a)",
+    ] {
+        assert!(counted(program).1, "{program}");
+    }
+}
+
+const SHOWN: &str = "name: shown \"quoted\"\ninput_model: {text: string, stars: integer?}\nmodels:\n  Sentiment: {label: positive | negative | neutral, score: number, why: {short: string, words: '[string]'}?}\nengines: {e: {backend: openai, model: 'a \"model\" [x] <b>', endpoint: 'http://h/v1'}}\nsteps:\n  - {id: node, engine: e, user_prompt: '{{ text }}', output_model: Sentiment, on_error: null}\n  - {id: edge, apply: {jq: '.'}, when: node and node.score > 0.25 and node.label == \"positive\"}\n  - parallel:\n      - {branch: fr, join: fr, when: stars, steps: [{id: end, engine: e, user_prompt: '{{ chain_input.text }}'}]}\n      - {branch: de, join: de, collect: true, steps: [{id: graph, apply: {jq: '.[]'}}]}\n";
+
+fn shown() -> Compiled {
+    good(&SHOWN.replace("words: '[string]'}?", "words: '[string]'}"))
+}
+
+#[test]
+fn the_tree_says_types_and_nulls() {
+    let plan = shown().plan;
+    let full = tree(&plan, TreeOptions::default());
+    insta::assert_snapshot!("tree", full);
+    let narrow = TreeOptions {
+        width: Some(60),
+        ..TreeOptions::default()
+    };
+    let drawn = tree(&plan, narrow);
+    for line in drawn.lines() {
+        assert!(console::measure_text_width(line) <= 60, "{line}");
+    }
+    insta::assert_snapshot!("tree_60", drawn);
+    let ascii = tree(
+        &plan,
+        TreeOptions {
+            ascii: true,
+            width: Some(60),
+            max_branches: Some(1),
+            ..TreeOptions::default()
+        },
+    );
+    assert!(ascii.is_ascii(), "{ascii}");
+    insta::assert_snapshot!("tree_ascii", ascii);
+}
+
+/// What a jq program leaves is shown where its text tells, and is `any` where it does not.
+#[test]
+fn types_go_through_jq() {
+    let shown = |program: &str| {
+        let plan = good(&format!(
+            "input_model: {{text: string, tags: '[string]', n: integer?}}\nsteps: [{{id: x, apply: {{jq: '{program}'}}}}]\n"
+        ))
+        .plan;
+        let drawn = tree(&plan, TreeOptions::default());
+        let line = drawn
+            .lines()
+            .find(|l| l.contains(" x  "))
+            .expect("the node")
+            .to_owned();
+        line.split_once("→ ").expect("a type").1.to_owned()
+    };
+    for (program, expected) in [
+        (".", "{text: string, tags: [string], n: integer?}"),
+        ("select(.n > 1)", "{text: string, tags: [string], n: integer?}"),
+        (
+            ". + {len: (.text | length), ok: (.n > 1)}",
+            "{text: string, tags: [string], n: integer?, len: number, ok: boolean}",
+        ),
+        (
+            "{text, first: .tags[], all: [.tags[]], what: .nope, how: (.tags | map(.))}",
+            "{text: string, first: string, all: [string], what: any, how: any}",
+        ),
+        (".tags[]", "any"),
+        ("{(.text): 1}", "any"),
+        ("to_entries", "any"),
+    ] {
+        assert_eq!(shown(program), expected, "{program}");
+    }
+}
+
+/// Every node, branch and engine of the JSON stands in the tree, and the other way round.
+#[test]
+fn json_and_tree_say_the_same() {
+    let plan = shown().plan;
+    let graph: Value = serde_json::from_str(&graph_json(&plan).to_string()).expect("JSON");
+    let drawn = tree(
+        &plan,
+        TreeOptions {
+            no_icons: true,
+            ..TreeOptions::default()
+        },
+    );
+    let id_of = |v: &Value| v["id"].as_str().expect("an id").to_owned();
+    for node in graph["nodes"].as_array().expect("nodes") {
+        let id = id_of(node);
+        let line = drawn
+            .lines()
+            .find(|l| l.contains(&format!("─ {id}  ")))
+            .unwrap_or_else(|| panic!("{id}: {drawn}"));
+        assert_eq!(
+            line.contains(" or null ("),
+            !node["can_be_null"].is_null(),
+            "{line}"
+        );
+        Model::from_schema(graph["schemas"]["nodes"][&id].clone()).expect("a schema");
+    }
+    for branch in graph["branches"].as_array().expect("branches") {
+        assert!(drawn.contains(&format!("─ branch {}", id_of(branch))), "{drawn}");
+    }
+    let entries = drawn.lines().filter(|l| l.contains("── ")).count();
+    assert_eq!(entries, 4 + 1 + 2 + 1, "{drawn}");
+}
+
+/// A small parser of the part of Graphviz' language that is written: statements of quoted ids.
+#[test]
+fn dot_is_valid() {
+    let plan = shown().plan;
+    let text = dot(&plan);
+    let mut ids = Vec::new();
+    let mut rest = text.strip_prefix("digraph ").expect("a digraph");
+    let quoted = |rest: &mut &str| -> Option<String> {
+        let inner = rest.strip_prefix('"')?;
+        let mut out = String::new();
+        let mut chars = inner.char_indices();
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => {
+                    *rest = &inner[at + 1..];
+                    return Some(out);
+                }
+                '\\' => out.push(chars.next()?.1),
+                '\n' => return None,
+                c => out.push(c),
+            }
+        }
+        None
+    };
+    assert_eq!(quoted(&mut rest).as_deref(), Some("shown \"quoted\""));
+    let body = rest
+        .strip_prefix(" {\n")
+        .and_then(|r| r.strip_suffix("}\n"))
+        .expect("a body");
+    let mut arrows = 0;
+    for line in body.lines() {
+        let mut rest = line.trim().strip_suffix(';').expect("a statement ends in ;");
+        if rest == "rankdir=LR" {
+            continue;
+        }
+        let from = quoted(&mut rest).expect("a quoted id");
+        if let Some(mut to) = rest.strip_prefix(" -> ") {
+            assert!(ids.contains(&from) && ids.contains(&quoted(&mut to).expect("an id")));
+            assert_eq!(to, "");
+            arrows += 1;
+        } else {
+            let attributes = rest
+                .strip_prefix(" [")
+                .and_then(|r| r.strip_suffix(']'))
+                .expect("attributes");
+            let (shape, mut label) = attributes.split_once(", label=").expect("a shape and a label");
+            assert!(["shape=box", "shape=ellipse"].contains(&shape));
+            assert!(quoted(&mut label).is_some_and(|l| l.starts_with(from.as_str())));
+            assert_eq!(label, "");
+            ids.push(from);
+        }
+    }
+    assert_eq!(ids, ["node", "edge", "end", "graph"]);
+    assert_eq!(arrows, edges(&plan).len());
+}
+
+#[test]
+fn mermaid_escapes_what_it_would_read() {
+    let text = mermaid(&shown().plan);
+    for line in text.lines().filter(|l| l.contains('"')) {
+        assert_eq!(line.matches('"').count(), 2, "{line}");
+        let label = line.split('"').nth(1).expect("a label").replace("<br/>", "");
+        assert!(
+            !label.contains(['[', ']', '<', '>', '{', '}', '|', '`']),
+            "{line}"
+        );
+    }
+    assert!(
+        text.contains("n_end[\"end<br/>e: a #34;model#34; #91;x#93; #60;b#62;\"]"),
+        "{text}"
+    );
+}
+
+/// A number beyond a double keeps its text where nobody computes with it; jq and models see the largest double.
+#[test]
+fn numbers_beyond_a_double() {
+    let chain = "input_model: {x: number, y: number?}\nsteps:\n  - {id: same, apply: {jq: '.'}, output_model: {x: number}}\n  - {id: computed, apply: {jq: '{more: (.x + 1), less: (-.x - 1)}'}}\n  - {id: asked, apply: {jq: '{ok: true}'}, when: chain_input.x|string == '1e999'}\n";
+    let bench = Bench::new(
+        chain,
+        "{\"x\": 1e999}\n{\"x\": -1e999, \"y\": \"no\"}\n{\"x\": {\"deep\": [1e999]}}\n",
+    );
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    let read = |path: &str| std::fs::read_to_string(ran.out.join(path)).expect("a file");
+    assert!(
+        read("same/000.jsonl").contains("\"x\": 1e999"),
+        "{}",
+        read("same/000.jsonl")
+    );
+    let computed = read("computed/000.jsonl");
+    let row: Value = serde_json::from_str(computed.lines().next().expect("a row")).expect("finite numbers");
+    assert_eq!((&row["more"], &row["less"]), (&json!(f64::MAX), &json!(f64::MIN)));
+    assert!(read("asked/000.jsonl").contains("\"ok\":true"));
+    let errors = read("errors/000.jsonl");
+    assert!(
+        errors.contains("$.y: \\\"no\\\" is not of type \\\"number\\\""),
+        "{errors}"
+    );
+    assert!(errors.contains("$.x: "), "{errors}");
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+}
+
+/// A chain of many nodes compiles, and reading all names at every node stays affordable.
+#[test]
+fn a_long_chain_compiles() {
+    let mut text = format!("{ENGINES}models: {{R: {{label: a | b, score: number}}}}\nsteps:\n");
+    for n in 0..300 {
+        let before = n.max(1) - 1;
+        text.push_str(&match n % 3 {
+            0 => format!("  - {{id: s{n}, apply: {{jq: '. + {{n: {n}}}'}}, output_model: R}}\n"),
+            _ => format!(
+                "  - {{id: s{n}, engine: e, user_prompt: 'a {{{{ s{before}.score }}}}', output_model: R}}\n"
+            ),
+        });
+    }
+    let plan = good(&text).plan;
+    assert_eq!(plan.nodes.len(), 300);
+}
