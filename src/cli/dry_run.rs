@@ -12,7 +12,7 @@ use crate::engine::broker::Broker;
 use crate::engine::client::address;
 use crate::event::EventSender;
 use crate::node::answer::{Answers, NoAnswers};
-use crate::node::preview::{Ahead, Preview};
+use crate::node::preview::{Ahead, CHILDREN, Preview};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
 use crate::plan::{NodeKind, Plan, explain};
@@ -85,6 +85,9 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
         Ahead::Fails(error) => format!("fails with {}: {}", error.kind, error.message),
         Ahead::Filtered => "is filtered: the row ends here".to_owned(),
         Ahead::Skipped => "is skipped: its `when` is false".to_owned(),
+        Ahead::Children(count) if *count > CHILDREN => {
+            format!("leaves {count} rows; the first {CHILDREN} are shown")
+        }
         Ahead::Children(count) => format!("leaves {count} rows"),
         Ahead::Request { engine, body } => match plan.engines.get(engine.0) {
             Some(spec) => format!("asks {}\n{}", spec.name, request(spec, body)),

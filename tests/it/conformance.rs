@@ -355,8 +355,11 @@ fn streams_are_bounded() {
     });
 }
 
+/// Title, conversation, schema, sampling, and whether a stream is asked for.
+type Question = (&'static str, Vec<Message>, Option<Value>, Sampling, bool);
+
 /// The questions whose requests are kept as snapshots.
-fn questions() -> Vec<(&'static str, Vec<Message>, Option<Value>, Sampling, bool)> {
+fn questions() -> Vec<Question> {
     let user = |text: &str| Message {
         role: Role::User,
         content: text.to_owned(),

@@ -22,6 +22,7 @@ mod fates;
 #[path = "gen.rs"]
 mod generate;
 mod harness;
+mod https;
 mod invocations;
 mod jq;
 mod kill;
