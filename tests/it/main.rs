@@ -31,6 +31,7 @@ mod property;
 mod raw;
 mod reference;
 mod reference_test;
+mod requests;
 mod review;
 mod schema;
 mod server;

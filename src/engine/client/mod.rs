@@ -3,6 +3,7 @@
 pub mod ollama;
 pub mod openai;
 pub mod schema;
+pub mod subset;
 
 mod dialect;
 mod draft;
