@@ -118,15 +118,18 @@ fn request(spec: &EngineSpec, body: &[u8]) -> String {
     out
 }
 
-/// An address without what it may carry besides host and path.
+/// An address; what it may carry besides host and path may be a secret.
 fn shown(address: &str) -> String {
-    let plain = address.split('?').next().unwrap_or_default();
+    let (plain, query) = match address.split_once('?') {
+        Some((plain, _)) => (plain, "?***"),
+        None => (address, ""),
+    };
     match plain.split_once("://") {
         Some((scheme, rest)) => {
             let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
             let host = host.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}://{host}/{path}")
+            format!("{scheme}://{host}/{path}{query}")
         }
-        None => plain.to_owned(),
+        None => format!("{plain}{query}"),
     }
 }
