@@ -11,7 +11,7 @@ use super::{Exit, explain_error, printer::Printer};
 use crate::engine::broker::Broker;
 use crate::engine::client::address;
 use crate::event::EventSender;
-use crate::node::ahead::{Ahead, Preview};
+use crate::node::ahead::{Ahead, CHILDREN, Preview};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
@@ -94,6 +94,9 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
         Ahead::Fails(error) => format!("fails with {}: {}", error.kind, error.message),
         Ahead::Filtered => "is filtered: the row ends here".to_owned(),
         Ahead::Skipped => "is skipped: its `when` is false".to_owned(),
+        Ahead::Children(count) if *count > CHILDREN => {
+            format!("leaves {count} rows; the first {CHILDREN} are shown")
+        }
         Ahead::Children(count) => format!("leaves {count} rows"),
         Ahead::Request { engine, body } => match plan.engines.get(engine.0) {
             Some(spec) => format!("asks {}\n{}", spec.name, request(spec, body)),
@@ -124,15 +127,18 @@ fn request(spec: &EngineSpec, body: &[u8]) -> String {
     out
 }
 
-/// An address without what it may carry besides host and path.
+/// An address; what it may carry besides host and path may be a secret.
 fn shown(address: &str) -> String {
-    let plain = address.split('?').next().unwrap_or_default();
+    let (plain, query) = match address.split_once('?') {
+        Some((plain, _)) => (plain, "?***"),
+        None => (address, ""),
+    };
     match plain.split_once("://") {
         Some((scheme, rest)) => {
             let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
             let host = host.rsplit('@').next().unwrap_or_default();
-            format!("{scheme}://{host}/{path}")
+            format!("{scheme}://{host}/{path}{query}")
         }
-        None => plain.to_owned(),
+        None => format!("{plain}{query}"),
     }
 }

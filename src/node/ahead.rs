@@ -16,7 +16,7 @@ use super::apply::apply as apply_to;
 use super::walk::{State, Walker};
 
 /// Children of one fan-out that are followed.
-const CHILDREN: usize = 3;
+pub const CHILDREN: usize = 3;
 
 /// What becomes of one row at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Walker {
     fn foresee(&self, line: &[Item], mut row: Ghost, seen: &mut Vec<Preview>) -> Option<Vec<Ghost>> {
         let mut rest = line.iter();
         while let Some(item) = rest.next() {
-            let children = match item {
+            let next = match item {
                 Item::Group(group) => {
                     let runs = match &group.when {
                         None => Ok(true),
@@ -181,12 +181,14 @@ impl Walker {
                     continue;
                 }
                 Item::Node(ix) => match self.plan.nodes.get(ix.0) {
-                    Some(node) => self.foresee_node(*ix, node, &mut row, seen)?,
+                    Some(node) => (node, self.foresee_node(*ix, node, &mut row, seen)),
                     None => continue,
                 },
             };
-            let Some((node, children)) = children else {
-                continue;
+            let (node, children) = match next {
+                (_, Next::On) => continue,
+                (_, Next::Failed) => return None,
+                (node, Next::Children(children)) => (node, children),
             };
             if children.is_empty() {
                 tell(seen, &row, &node.id, Ahead::Filtered);
@@ -205,25 +207,14 @@ impl Walker {
         Some(vec![row])
     }
 
-    /// Runs a node as far as it can be: its outputs where they are not exactly one; none at all when
-    /// the row fails.
-    #[allow(
-        clippy::type_complexity,
-        reason = "node and children, where the row is not simply led on"
-    )]
-    fn foresee_node<'a>(
-        &self,
-        ix: NodeIx,
-        node: &'a Node,
-        row: &mut Ghost,
-        seen: &mut Vec<Preview>,
-    ) -> Option<Option<(&'a Node, Vec<Record>)>> {
+    /// Runs a node as far as it can be.
+    fn foresee_node(&self, ix: NodeIx, node: &Node, row: &mut Ghost, seen: &mut Vec<Preview>) -> Next {
         if let Some(when) = &node.when {
             let waits = row.open.waits(when.reads().iter(), &node.visible);
             if !waits.is_empty() {
                 tell(seen, row, &node.id, Ahead::Waits(waits.clone()));
                 leave_open(row, node, waits);
-                return Some(None);
+                return Next::On;
             }
             match self.holds(Some(when), &row.state) {
                 Ok(true) => {}
@@ -232,16 +223,16 @@ impl Walker {
                     if node.yield_output {
                         set(&mut row.state, node.name, Named::Null);
                     }
-                    return Some(None);
+                    return Next::On;
                 }
                 Err(error) => {
                     tell(seen, row, &node.id, Ahead::Fails(error));
-                    return None;
+                    return Next::Failed;
                 }
             }
         }
         match &node.kind {
-            NodeKind::Step(plan) => self.foresee_step(ix, node, plan, row, seen).then_some(None),
+            NodeKind::Step(plan) => self.foresee_step(ix, node, plan, row, seen),
             NodeKind::Apply(apply) => {
                 let waits = match apply {
                     // Its workers are started by a run only.
@@ -251,21 +242,21 @@ impl Walker {
                 };
                 if !waits.is_empty() {
                     leave_open(row, node, waits);
-                    return Some(None);
+                    return Next::On;
                 }
                 match apply_to(node, apply, &self.scope(&row.state)) {
                     Err(error) => {
                         tell(seen, row, &node.id, Ahead::Fails(error));
-                        None
+                        Next::Failed
                     }
                     Ok(mut records) => match (records.pop(), records.is_empty()) {
                         (Some(record), true) => {
                             emit(&mut row.state, node, record);
-                            Some(None)
+                            Next::On
                         }
                         (last, _) => {
                             records.extend(last);
-                            Some(Some((node, records)))
+                            Next::Children(records)
                         }
                     },
                 }
@@ -273,7 +264,7 @@ impl Walker {
         }
     }
 
-    /// Renders a Step's first request where nothing in it waits; false when the row fails.
+    /// Renders a Step's first request where nothing in it waits.
     fn foresee_step(
         &self,
         ix: NodeIx,
@@ -281,9 +272,9 @@ impl Walker {
         plan: &StepPlan,
         row: &mut Ghost,
         seen: &mut Vec<Preview>,
-    ) -> bool {
+    ) -> Next {
         let Some(Some(step)) = self.steps.get(ix.0) else {
-            return true;
+            return Next::On;
         };
         let reads = plan
             .system
@@ -303,18 +294,18 @@ impl Walker {
                 Err(error) => {
                     tell(seen, row, &node.id, Ahead::Fails(error));
                     if plan.on_error == OnError::FailRow {
-                        return false;
+                        return Next::Failed;
                     }
                     if node.yield_output {
                         set(&mut row.state, node.name, Named::Null);
                     }
-                    return true;
+                    return Next::On;
                 }
             }
         }
         leave_open(row, node, vec![node.id.clone()]);
         row.open.names.insert(plan.reasoning, vec![node.id.clone()]);
-        true
+        Next::On
     }
 
     fn foresee_branch(
@@ -376,6 +367,16 @@ impl Walker {
             .and_then(|branch| self.plan.nodes.get(self.plan.first_node(&branch.line)));
         first.map_or_else(|| Vec::new().into(), |node| node.visible.clone())
     }
+}
+
+/// How a row goes on after a node.
+enum Next {
+    /// As one row.
+    On,
+    /// As none or several, made of these.
+    Children(Vec<Record>),
+    /// Not at all.
+    Failed,
 }
 
 /// What a branch leaves on the line it joins.

@@ -10,7 +10,7 @@ models:
   Sentiment: {label: good | bad, why: string?}
 engines:
   small: {backend: vllm, model: qwen, endpoint: "ENDPOINT", api_key_env: CHAINETTE_NO_SUCH_KEY, headers: {x-team: very-secret}, reasoning: false}
-  local: {backend: ollama, model: llama, endpoint: "ENDPOINT", context: 4096}
+  local: {backend: ollama, model: llama, endpoint: "ENDPOINT?key=quite-secret", context: 4096}
 steps:
   - {id: tidy, apply: {jq: '{text: (.text | ascii_upcase), n}'}}
   - id: sentiment
@@ -47,7 +47,7 @@ fn the_first_requests_are_shown_and_nothing_is_sent() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(!ran.out.exists(), "OUT is not made");
     assert_eq!(server.stats().asked, 0);
-    assert!(!ran.stdout.contains("very-secret"));
+    assert!(!ran.stdout.contains("very-secret") && !ran.stdout.contains("quite-secret"));
     let shown = ran
         .stdout
         .replace(&format!("127.0.0.1:{}", server.port()), "HOST");

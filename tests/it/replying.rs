@@ -110,14 +110,15 @@ impl ReplyBody {
         self
     }
 
-    /// The first half of a stream, then an error event; the error itself where there is no stream.
-    pub(super) fn interrupted(mut self, error: &Value) -> Result<Self, Self> {
+    /// The first half of a stream, then an error event; the error itself, with a status, where there is
+    /// no stream.
+    pub(super) fn interrupted(mut self, error: &Value) -> (u16, Self) {
         if self.len.is_some() {
-            return Err(Self::whole(error.to_string().into(), self.ticket.take()));
+            return (500, Self::whole(error.to_string().into(), self.ticket.take()));
         }
         self.parts.truncate(2);
         self.parts.push_back(format!("data: {error}\n\n").into());
-        Ok(self)
+        (200, self)
     }
 
     pub(super) fn content_type(&self) -> &'static str {

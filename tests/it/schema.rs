@@ -1,6 +1,7 @@
 //! Schemas: rewritten to the strict subset, and the rewriting undone on replies.
 
-use chainette::engine::client::schema::strict;
+use chainette::engine::client::schema::{rewrite, strict};
+use chainette::engine::client::subset::{LLAMA, OUTLINES, XGRAMMAR};
 use serde_json::{Value, json};
 
 /// A schema, what is sent, and replies with what becomes of them.
@@ -105,6 +106,9 @@ fn what_strict_form_cannot_say_goes_out_as_it_is() {
         json!({"type": "object", "additionalProperties": {"type": "string"}}),
         json!({"type": "object", "properties": {"a": {}}}),
         json!({"type": "object", "properties": {"a": {"type": "object"}}}),
+        json!({"type": "object", "patternProperties": {"^x": {"type": "string"}}, "additionalProperties": false}),
+        json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
+            "patternProperties": {"^x": {"type": "string"}}, "additionalProperties": false}),
         json!({"type": "object", "properties": {"a": {"type": "array"}}}),
         json!({"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{"type": "string"}]}}}),
         json!({"type": "object", "properties": {"a": {"enum": [{"b": 1}]}}}),
@@ -116,4 +120,40 @@ fn what_strict_form_cannot_say_goes_out_as_it_is() {
         assert_eq!(wire.schema, schema);
         assert_eq!(wire.restore(r#"{"a":null}"#), r#"{"a":null}"#);
     }
+}
+
+#[test]
+fn other_backends_take_more() {
+    let schema = json!({"type": "object", "required": ["any", "map"], "properties": {
+        "any": {},
+        "map": {"type": "object", "additionalProperties": {"type": "integer", "multipleOf": 2, "minimum": 1}},
+        "list": {"type": "array", "minItems": 5000},
+        "name": {"type": "string", "minLength": 2, "maxLength": 5000, "format": "email"},
+    }});
+    let sent = |map: Value, list: Value, name: Value| {
+        json!({"type": "object", "properties": {
+            "any": {},
+            "map": {"type": "object", "properties": {}, "required": [], "additionalProperties": map},
+            "list": {"anyOf": [list, {"type": "null"}]},
+            "name": name,
+        }, "required": ["any", "map", "list", "name"], "additionalProperties": false})
+    };
+    let number = json!({"type": "integer", "minimum": 1});
+    let string = json!({"type": ["string", "null"], "minLength": 2});
+    let wire = rewrite(&schema, &LLAMA);
+    assert_eq!(
+        wire.schema,
+        sent(number.clone(), json!({"type": "array", "items": {}}), string)
+    );
+    // Fields that only the open map knows are left alone.
+    let reply = r#"{"any":null,"map":{"name":null,"é":3},"list":null,"name":null}"#;
+    assert_eq!(wire.restore(reply), r#"{"any":null,"map":{"name":null,"é":3}}"#);
+    let string = json!({"type": ["string", "null"], "format": "email", "minLength": 2, "maxLength": 5000});
+    let list = json!({"type": "array", "minItems": 5000, "items": {}});
+    assert_eq!(rewrite(&schema, &XGRAMMAR).schema, sent(number, list, string));
+    assert!(!rewrite(&schema, &OUTLINES).strict);
+    // A map whose values would have to be undone is sent as it is.
+    let inner = json!({"type": "object", "additionalProperties":
+        {"type": "object", "properties": {"a": {"type": "string"}}, "required": []}});
+    assert_eq!(rewrite(&inner, &LLAMA).schema, inner);
 }

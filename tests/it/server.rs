@@ -355,11 +355,8 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         }
         Answer::ErrorInside(error) => {
             let body = ReplyBody::completion(&asked, "half a reply", "stop", shared.paced, ticket);
-            match body.interrupted(&error) {
-                Ok(body) => reply(200, &kind(&body), body),
-                // Nothing to break into: the same error as a status.
-                Err(body) => reply(500, &[], body),
-            }
+            let (code, body) = body.interrupted(&error);
+            reply(code, &kind(&body), body)
         }
         Answer::Hang => std::future::pending().await,
         Answer::Close | Answer::After(..) => return Err(io::ErrorKind::ConnectionReset.into()),

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::schema::{LLAMA, OPENAI, OUTLINES, Subset, Wire, XGRAMMAR, json_schema};
+use super::schema::{Wire, json_schema};
+use super::subset::{LLAMA, OPENAI, OUTLINES, Subset, XGRAMMAR};
 use crate::spec::Backend;
 
 /// How one backend wants to be asked.

@@ -4,6 +4,7 @@ pub mod ollama;
 pub mod openai;
 pub mod probe;
 pub mod schema;
+pub mod subset;
 
 mod dialect;
 mod draft;
@@ -44,10 +45,19 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
 /// serve chat completions below `/v1`, which is added unless it is there; Ollama's own API stands
 /// beside its `/v1`, which is taken off.
 pub fn address(spec: &EngineSpec) -> String {
-    let base = spec.endpoint.trim_end_matches('/');
+    match spec.endpoint.split_once('?') {
+        // `?api-version=…` stays at the end.
+        Some((endpoint, query)) => format!("{}?{query}", path(spec.backend, endpoint)),
+        None => path(spec.backend, &spec.endpoint),
+    }
+}
+
+/// An address without its query, completed.
+fn path(backend: Backend, endpoint: &str) -> String {
+    let base = endpoint.trim_end_matches('/');
     let bare = base.split_once("://").is_none_or(|(_, rest)| !rest.contains('/'));
     let chat = base.strip_suffix("/chat/completions").unwrap_or(base);
-    match spec.backend {
+    match backend {
         Backend::Ollama => {
             let own = base.strip_suffix("/chat").unwrap_or(chat);
             let root = own.strip_suffix("/api").or_else(|| own.strip_suffix("/v1"));
