@@ -23,6 +23,7 @@ mod harness;
 mod invocations;
 mod jq;
 mod kill;
+mod processes;
 mod promises;
 mod property;
 mod reference;
