@@ -33,6 +33,8 @@ const STARTS: u32 = 3;
 const CLOSING: Duration = Duration::from_secs(1);
 /// How long answers may take once the process has closed its input.
 const UNASKED: Duration = Duration::from_secs(5);
+/// Rows that killed their worker one after another, from where on all others in hand are asked alone.
+const MANY: u32 = 3;
 /// Answers to rows that are answered already, before a worker is given up.
 const MAX_REPEATED: u32 = 10_000;
 
@@ -134,6 +136,8 @@ impl Worker {
             .map_err(|error| format!("cannot start `{shown}`: {error}"))?;
         if let Program::Command { .. } = pool.plan.program {
             if look.is_zero() || !process.ends_within(look).await {
+                // One that outlives the long look is not what keeps it from answering.
+                pool.proven.fetch_or(look == LONG_LOOK, Ordering::Relaxed);
                 pool.wire.get_or_init(|| Wire::Command);
                 return Ok(process);
             }
@@ -286,9 +290,10 @@ impl Worker {
             Some(job) if certain && in_hand.is_empty() => {
                 // Nobody waits for it when the run was abandoned.
                 let _unwanted = job.reply.send(Err(format!("the worker {how} on this row")));
-                pool.condemned(&how);
-                // The rows behind it have nothing to answer for.
-                pool.put_back(std::mem::take(&mut self.suspects).into_iter());
+                if pool.condemned(&how) < MANY {
+                    // The rows behind it have nothing to answer for.
+                    pool.put_back(std::mem::take(&mut self.suspects).into_iter());
+                }
             }
             Some(first) => {
                 in_hand.push_front(first);
