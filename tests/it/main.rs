@@ -33,6 +33,7 @@ mod jq;
 mod kill;
 mod lines;
 mod parquet;
+mod processes;
 mod promises;
 mod property;
 mod raw;

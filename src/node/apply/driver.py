@@ -134,7 +134,10 @@ def output(value):
     """One output as JSON: an object, or `{"value": v}`."""
     if not isinstance(value, dict):
         value = {"value": value}
-    return write(value) if check(value, ()) else encode(value)
+    try:
+        return write(value) if check(value, ()) else encode(value)
+    except RecursionError:
+        raise Unfit("an output nests too deep, or contains itself") from None
 
 
 def outputs(result):

@@ -18,7 +18,7 @@ use crate::plan::{ApplyPlan, NodeKind, Plan, ProcessPlan};
 use crate::row::Record;
 
 /// Rows that may kill their worker one after another, with no answer in between, before the run stops.
-const HOPELESS: u32 = 100;
+const HOPELESS: u32 = 20;
 /// Warnings about one Apply's workers; the log has the rest.
 const MAX_WARNINGS: u32 = 5;
 
@@ -49,7 +49,7 @@ pub(crate) struct Pool {
     failure: OnceLock<String>,
     /// Rows that killed their worker since the last answer.
     barren: AtomicU32,
-    /// A worker has answered, or lived without being asked.
+    /// A worker has answered, or lived for a while without being asked.
     pub(super) proven: AtomicBool,
     warnings: AtomicU32,
     events: EventSender,
@@ -132,13 +132,15 @@ impl Pool {
         self.proven.store(true, Ordering::Relaxed);
     }
 
-    /// A row has killed its worker; too many of them stop the run.
-    pub(super) fn condemned(&self, how: &str) {
-        if self.barren.fetch_add(1, Ordering::Relaxed) + 1 >= HOPELESS {
+    /// A row has killed its worker; too many of them stop the run. Returns how many did so in a row.
+    pub(super) fn condemned(&self, how: &str) -> u32 {
+        let barren = self.barren.fetch_add(1, Ordering::Relaxed) + 1;
+        if barren >= HOPELESS {
             self.fail(format!(
                 "lost a worker on each of {HOPELESS} rows in a row; the last {how}"
             ));
         }
+        barren
     }
 
     /// Gives up: every row that waits ends the run.

@@ -165,7 +165,7 @@ impl Drop for Group {
 
 /// Starts what kills a worker's group when its own input ends: with this process, however that dies.
 fn guard(worker: u32, label: &Path) -> Option<Child> {
-    let script = "read -r line; kill -9 -- \"-$1\"";
+    let script = "read -r line; kill -9 \"-$1\"";
     let started = Command::new("/bin/sh")
         .args(["-c", script, "chainette-guard", &worker.to_string()])
         .arg(label)

@@ -33,6 +33,8 @@ const STARTS: u32 = 3;
 const CLOSING: Duration = Duration::from_secs(1);
 /// How long answers may take once the process has closed its input.
 const UNASKED: Duration = Duration::from_secs(5);
+/// Rows that killed their worker one after another, from where on all others in hand are asked alone.
+const MANY: u32 = 3;
 /// Answers to rows that are answered already, before a worker is given up.
 const MAX_REPEATED: u32 = 10_000;
 
@@ -126,16 +128,16 @@ impl Worker {
     /// Starts a process; Python greets once the function is loaded, a command is watched for a while.
     async fn start(&self, look: Duration) -> Result<Process, String> {
         let pool = &self.pool;
-        let (shown, label) = match &pool.plan.program {
-            Program::Python {
-                interpreter, file, ..
-            } => (interpreter.display().to_string(), file),
-            Program::Command { source, program, .. } => (source.clone(), program),
+        let shown = match &pool.plan.program {
+            Program::Python { interpreter, .. } => interpreter.display().to_string(),
+            Program::Command { source, .. } => source.clone(),
         };
-        let process = Process::start(wire::launch(&pool.plan), &pool.node, label)
+        let process = Process::start(wire::launch(&pool.plan), &pool.node, &pool.plan.folder)
             .map_err(|error| format!("cannot start `{shown}`: {error}"))?;
         if let Program::Command { .. } = pool.plan.program {
             if look.is_zero() || !process.ends_within(look).await {
+                // One that outlives the long look is not what keeps it from answering.
+                pool.proven.fetch_or(look == LONG_LOOK, Ordering::Relaxed);
                 pool.wire.get_or_init(|| Wire::Command);
                 return Ok(process);
             }
@@ -260,7 +262,9 @@ impl Worker {
     /// Buries a process, and finds out which row it was.
     async fn end(&mut self, life: Life, end: End) {
         let pool = self.pool.clone();
-        let (alone, mut in_hand) = (life.alone, life.hand.into_jobs());
+        // A process may also die of what came before: only the first row of its life is condemned for that.
+        let fresh = life.alone && life.answered == 0;
+        let mut in_hand = life.hand.into_jobs();
         let words = life.process.last_words.clone();
         let how = match &end {
             End::Output => life.process.how_it_ended(CLOSING).await,
@@ -281,14 +285,15 @@ impl Worker {
             "a worker {how}{}; another takes its place",
             words.as_cause()
         ));
-        let certain = alone || matches!(end, End::Wrong(_) | End::Late);
+        let certain = fresh || matches!(end, End::Late);
         match in_hand.pop_front() {
             Some(job) if certain && in_hand.is_empty() => {
                 // Nobody waits for it when the run was abandoned.
                 let _unwanted = job.reply.send(Err(format!("the worker {how} on this row")));
-                pool.condemned(&how);
-                // The rows behind it have nothing to answer for.
-                pool.put_back(std::mem::take(&mut self.suspects).into_iter());
+                if pool.condemned(&how) < MANY {
+                    // The rows behind it have nothing to answer for.
+                    pool.put_back(std::mem::take(&mut self.suspects).into_iter());
+                }
             }
             Some(first) => {
                 in_hand.push_front(first);
