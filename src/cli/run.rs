@@ -26,8 +26,8 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     }
     let Format::Jsonl = args.format;
     let plan = Arc::new(compiled.plan);
-    if let (true, Some(columns)) = (std::io::stderr().is_terminal(), columns()) {
-        printer.notice(&tree(&plan, global, columns));
+    if std::io::stderr().is_terminal() {
+        printer.notice(&tree(&plan, global, columns().unwrap_or(80)));
     }
     let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,
