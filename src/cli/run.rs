@@ -36,8 +36,8 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
     }
-    if let (true, Some(columns)) = (std::io::stderr().is_terminal(), columns()) {
-        printer.notice(&tree(&plan, global, columns));
+    if std::io::stderr().is_terminal() {
+        printer.notice(&tree(&plan, global, columns().unwrap_or(80)));
     }
     let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,

@@ -112,6 +112,9 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> io::Result<()> {
         let mut state = self.lock();
+        if state.pending.is_empty() {
+            return Ok(());
+        }
         state.pending += "\x1b[J";
         state.below = !state.lines.is_empty();
         let frame = std::mem::take(&mut state.pending);
