@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod broken_inputs;
 mod broker;
 mod chains;
 mod cli;
@@ -24,6 +25,7 @@ mod inputs;
 mod invocations;
 mod jq;
 mod kill;
+mod pipes;
 mod promises;
 mod property;
 mod reference;
