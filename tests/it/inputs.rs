@@ -1,10 +1,10 @@
-//! What can be read: the same rows from every kind of input, and what happens to inputs that are broken.
+//! What can be read: the same rows from every kind of input.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -24,16 +24,16 @@ use serde_json::{Value, json};
 
 use crate::harness::{Bench, Ran, tree};
 
-const COPY: &str = "name: copy\nsteps:\n  - {id: n, apply: {jq: .}}\n";
+pub const COPY: &str = "name: copy\nsteps:\n  - {id: n, apply: {jq: .}}\n";
 
-fn command(bench: &Bench, args: &[&str]) -> Command {
+pub fn command(bench: &Bench, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chainette"));
     command.current_dir(bench.dir.path()).args(args);
     command.env_remove("RUST_BACKTRACE").env("NO_COLOR", "1");
     command
 }
 
-fn invoke(bench: &Bench, args: &[&str]) -> Ran {
+pub fn invoke(bench: &Bench, args: &[&str]) -> Ran {
     let mut command = command(bench, args);
     bench.ran(&command.stdin(Stdio::null()).output().expect("the command starts"))
 }
@@ -45,7 +45,7 @@ fn flattened(bench: &Bench, input: &str, out: &str, extra: &[&str]) -> Vec<Strin
     lines_of(&bench.dir.path().join(out).join("flattened"))
 }
 
-fn lines_of(folder: &Path) -> Vec<String> {
+pub fn lines_of(folder: &Path) -> Vec<String> {
     let mut shards: Vec<_> = fs::read_dir(folder)
         .expect("the folder is there")
         .map(|entry| entry.expect("an entry").path())
@@ -59,17 +59,17 @@ fn lines_of(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     writer.write_all(bytes).expect("memory takes it");
     writer.finish().expect("memory takes it")
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).expect("memory takes it")
 }
 
-fn parquet(batches: &[RecordBatch], group: usize) -> Vec<u8> {
+pub fn parquet(batches: &[RecordBatch], group: usize) -> Vec<u8> {
     let properties = WriterProperties::builder()
         .set_compression(parquet::basic::Compression::ZSTD(
             parquet::basic::ZstdLevel::default(),
@@ -84,7 +84,7 @@ fn parquet(batches: &[RecordBatch], group: usize) -> Vec<u8> {
     writer.into_inner().expect("memory takes it")
 }
 
-fn arrow_file(batches: &[RecordBatch]) -> Vec<u8> {
+pub fn arrow_file(batches: &[RecordBatch]) -> Vec<u8> {
     let mut writer =
         arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batches[0].schema()).expect("a schema");
     batches
@@ -93,7 +93,7 @@ fn arrow_file(batches: &[RecordBatch]) -> Vec<u8> {
     writer.into_inner().expect("memory takes it")
 }
 
-fn arrow_stream(batches: &[RecordBatch]) -> Vec<u8> {
+pub fn arrow_stream(batches: &[RecordBatch]) -> Vec<u8> {
     let mut writer =
         arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &batches[0].schema()).expect("a schema");
     batches
@@ -461,313 +461,6 @@ fn a_path_that_is_not_utf8() {
         assert_eq!(ran.code, 3, "{}", ran.stderr);
         assert_eq!(ran.error()["file"], "\u{fffd}.jsonl");
     }
-}
-
-// ---- broken inputs ----
-
-#[test]
-fn what_cannot_be_read_is_exit_2() {
-    let bench = Bench::new(COPY, "");
-    let batch = |names: [&str; 2]| {
-        let column = Arc::new(Int64Array::from(vec![1])) as ArrayRef;
-        let fields = names.map(|name| Field::new(name, DataType::Int64, true)).to_vec();
-        let schema = Arc::new(arrow::datatypes::Schema::new(fields));
-        RecordBatch::try_new(schema, vec![column.clone(), column]).expect("columns of one length")
-    };
-    let rows = b"{\"a\":1}\n{\"a\":2}\n";
-    let good = parquet(&[batch(["a", "b"])], 10);
-    fs::create_dir_all(bench.dir.path().join("nothing/inside")).expect("a folder can be made");
-    fs::create_dir_all(bench.dir.path().join("run/.chainette")).expect("a folder can be made");
-    let files: Vec<(&str, Vec<u8>)> = vec![
-        ("no.jsonl.gz", rows.to_vec()),
-        ("empty.jsonl.gz", vec![]),
-        ("no.csv.zst", rows.to_vec()),
-        ("no.parquet", rows.to_vec()),
-        ("empty.parquet", vec![]),
-        ("cut.parquet", good[..good.len() - 5].to_vec()),
-        ("twice.parquet", parquet(&[batch(["a", "a"])], 10)),
-        ("no.arrow", rows.to_vec()),
-        ("cut.arrow", arrow_file(&[batch(["a", "b"])])[..300].to_vec()),
-        ("feather.arrow", b"FEA1\x00\x00\x00\x00".to_vec()),
-        ("really.jsonl", gzip(rows)),
-        ("really.csv", good),
-        ("utf16.jsonl", b"\xff\xfe{\0}\0".to_vec()),
-        ("twice.csv", b"a,b,a\n1,2,3\n".to_vec()),
-        ("unnamed.csv", b"a,,b\n1,2,3\n".to_vec()),
-        ("latin.csv", b"caf\xe9,b\n1,2\n".to_vec()),
-        ("mac.csv", b"a,b\r1,2\r".to_vec()),
-        ("open.csv", b"\"a,b\n1,2\n".to_vec()),
-        ("in.parquet.gz", gzip(rows)),
-        ("in.json", rows.to_vec()),
-        ("name", rows.to_vec()),
-    ];
-    for (name, bytes) in &files {
-        bench.write(name, bytes);
-    }
-    let names = files.iter().map(|(name, _)| *name);
-    let mut said = String::new();
-    for name in names.chain([
-        "gone.csv",
-        "nothing",
-        "run",
-        "*.xml",
-        "*.json",
-        "a[",
-        "/dev/null",
-        "/proc/self/mem.jsonl",
-    ]) {
-        let ran = invoke(&bench, &["run", "chain.yaml", name, "out"]);
-        assert_eq!(ran.code, 2, "{name}: {}", ran.stderr);
-        assert!(!ran.out.exists(), "{name} wrote something");
-        said += &format!("$ {name}\n{}\n", ran.stderr);
-    }
-    insta::assert_snapshot!(said);
-}
-
-#[test]
-fn bad_rows_of_csv_are_errors_with_their_line() {
-    let text = b"a,b\r\n1,2\r\n\r\n  \r\nonly one\r\n\"two\nlines\",\"x\"\r\n1,2,3\r\n\"caf\xe9\",1\r\n4,\"5\"\r\n\"never,\r\nclosed,1\r\n";
-    let bench = Bench::new(COPY, "");
-    bench.write("in.csv", text);
-    let ran = invoke(&bench, &["run", "chain.yaml", "in.csv", "out"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    let mut said = ran.lines("n").join("\n");
-    for line in ran.lines("errors") {
-        said += &format!("\n{line}");
-    }
-    insta::assert_snapshot!(said);
-    let before = tree(&ran.out);
-    let ran = invoke(
-        &bench,
-        &[
-            "run",
-            "chain.yaml",
-            "in.csv",
-            "out",
-            "--overwrite",
-            "--batch-size",
-            "1",
-        ],
-    );
-    assert_eq!((ran.code, tree(&ran.out)), (3, before));
-}
-
-#[test]
-fn rows_before_damage_are_kept() {
-    let rows: String = (0..5000)
-        .map(|n| format!("{{\"a\":{n},\"r\":{}}}\n", n * 7919 % 10007))
-        .collect();
-    let numbers: Vec<i64> = (0..5000).map(|n| n * 7919 % 10007).collect();
-    let column = Arc::new(Int64Array::from(numbers)) as ArrayRef;
-    let batch = RecordBatch::try_from_iter([("a", column)]).expect("a column");
-    let mut columnar = parquet(std::slice::from_ref(&batch), 1000);
-    // Without checksums only damage to the heads of pages can be seen: a quarter holds the beginning of a
-    // row group.
-    let quarter = columnar.len() / 4;
-    columnar[2 * quarter..3 * quarter].fill(0xa5);
-    let batches: Vec<RecordBatch> = (0..5).map(|at| batch.slice(at * 1000, 1000)).collect();
-    let stream = arrow_stream(&batches);
-    let frames: Vec<u8> = rows.as_bytes().chunks(10_000).flat_map(zstd).collect();
-    let mut broken_gzip = gzip(rows.as_bytes());
-    let end = broken_gzip.len();
-    broken_gzip[end - 6] ^= 1;
-    let bench = Bench::new(COPY, "");
-    for (name, bytes, whole, says) in [
-        (
-            "cut.jsonl.gz",
-            gzip(rows.as_bytes())[..10_000].to_vec(),
-            gzip(rows.as_bytes()),
-            "ends in the middle",
-        ),
-        (
-            "cut.jsonl.zst",
-            frames[..frames.len() / 2].to_vec(),
-            frames.clone(),
-            "ends in the middle",
-        ),
-        ("sum.jsonl.gz", broken_gzip, gzip(rows.as_bytes()), "is damaged"),
-        (
-            "page.parquet",
-            columnar,
-            parquet(std::slice::from_ref(&batch), 1000),
-            "rows before that are kept",
-        ),
-        (
-            "cut.arrow",
-            stream[..stream.len() / 2].to_vec(),
-            stream.clone(),
-            "rows before that are kept",
-        ),
-    ] {
-        bench.write(name, bytes);
-        let out = format!("out-{name}");
-        let args = ["run", "chain.yaml", name, &out, "--batch-size", "10"];
-        for _ in 0..2 {
-            let ran = invoke(&bench, &args);
-            assert_eq!(ran.code, 1, "{name}: {}", ran.stderr);
-            assert!(ran.stderr.contains(says), "{name}: {}", ran.stderr);
-        }
-        let checkpoint = fs::read(bench.dir.path().join(&out).join(".chainette/checkpoint.json"));
-        let checkpoint: Value = serde_json::from_slice(&checkpoint.expect("a checkpoint")).expect("JSON");
-        let kept = checkpoint["position"]["ordinal"].as_u64().expect("rows");
-        assert!(kept >= 500, "{name} kept {kept} rows");
-        bench.write(name, whole);
-        assert_eq!(invoke(&bench, &args).code, 2, "{name} is another file now");
-        let ran = invoke(&bench, &[&args[..], &["--resume"]].concat());
-        assert_eq!(ran.code, 0, "{name}: {}", ran.stderr);
-        assert_eq!(
-            lines_of(&bench.dir.path().join(&out).join("n")).len(),
-            5000,
-            "{name}"
-        );
-    }
-}
-
-// ---- stdin ----
-
-fn piped(bench: &Bench, extra: &[&str]) -> Child {
-    let mut command = command(bench, &[&["run", "chain.yaml", "-", "out"], extra].concat());
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().expect("the command starts")
-}
-
-/// Runs with these bytes on stdin.
-fn pipe(bench: &Bench, bytes: &[u8], extra: &[&str]) -> Ran {
-    let mut child = piped(bench, extra);
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let bytes = bytes.to_vec();
-    let writing = std::thread::spawn(move || {
-        // A reader that has enough closes the pipe.
-        let _closed = stdin.write_all(&bytes);
-    });
-    let ran = bench.ran(&child.wait_with_output().expect("it ends"));
-    writing.join().expect("the writer ends");
-    ran
-}
-
-fn rows(range: std::ops::Range<usize>) -> String {
-    range.map(|n| format!("{{\"a\":{n}}}\n")).collect()
-}
-
-#[test]
-fn rows_of_a_slow_pipe_go_on_as_they_come() {
-    let bench = Bench::new(COPY, "");
-    let mut child = piped(&bench, &["--json-logs"]);
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-    let mut events = stderr.lines().map(|line| {
-        let event: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
-        event
-    });
-    let mut done = 0;
-    for part in [rows(0..1), rows(1..3) + "{\"a\":", "3}\n".to_owned()] {
-        stdin.write_all(part.as_bytes()).expect("it is read");
-        let lines = part.bytes().filter(|byte| *byte == b'\n').count() as u64;
-        let mut seen = 0;
-        // The pipe stays open: these rows are finished before the next ones are there.
-        while seen < lines {
-            let event = events.next().expect("the run is on");
-            if event["event"] == "chunk_finished" {
-                seen += event["rows"].as_u64().expect("rows");
-            }
-        }
-        done += seen;
-    }
-    assert_eq!(done, 4);
-    drop(stdin);
-    let events: Vec<Value> = events.collect();
-    assert!(
-        events
-            .iter()
-            .any(|event| event["event"] == "step_total" && event["total"] == 4)
-    );
-    let ran = bench.ran(&child.wait_with_output().expect("it ends"));
-    assert_eq!(ran.code, 0);
-    assert_eq!(ran.lines("n").len(), 4);
-}
-
-#[test]
-fn a_pipe_resumes_with_the_same_bytes() {
-    let bench = Bench::new(COPY, "");
-    let whole = rows(0..3000);
-    let part = pipe(&bench, whole.as_bytes(), &["--limit", "1000"]);
-    assert_eq!(part.code, 0, "{}", part.stderr);
-    let before = tree(&part.out);
-    let again = |bytes: &str, extra: &[&str], says: &str| {
-        let ran = pipe(&bench, bytes.as_bytes(), extra);
-        assert_eq!(ran.code, 2, "{}", ran.stderr);
-        assert!(ran.stderr.contains(says), "{}", ran.stderr);
-        assert_eq!(tree(&ran.out), before, "nothing is written");
-    };
-    again(&rows(1..3000), &[], "the input is another one");
-    again(&whole.replace(":999}", ":-1}"), &[], "its first 1000 rows differ");
-    again(
-        &rows(0..999),
-        &[],
-        "it ends after 999 rows, 1000 were read before",
-    );
-    again("", &[], "the input is another one");
-    let ran = pipe(&bench, whole.as_bytes(), &[]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let finished = tree(&ran.out);
-    // Finished: the same bytes are recognised, others are not passed over in silence.
-    let ran = pipe(&bench, whole.as_bytes(), &[]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stderr.contains("is finished already"), "{}", ran.stderr);
-    for more in [rows(0..3001), rows(0..2999) + "{\"a\":1}\n"] {
-        let ran = pipe(&bench, more.as_bytes(), &[]);
-        assert_eq!(ran.code, 2, "{}", ran.stderr);
-        assert!(ran.stderr.contains("stdin is another one"), "{}", ran.stderr);
-    }
-    let ran = pipe(&bench, rows(0..3001).as_bytes(), &["--resume"]);
-    assert_eq!((ran.code, ran.lines("n").len()), (0, 3001), "{}", ran.stderr);
-    let ran = pipe(&bench, whole.as_bytes(), &["--resume"]);
-    assert_eq!((ran.code, tree(&ran.out)), (0, finished), "{}", ran.stderr);
-}
-
-#[test]
-fn a_pipe_is_killed_and_resumes() {
-    let bench = Bench::new(COPY, "");
-    let whole = rows(0..2000);
-    let mut child = piped(&bench, &["--json-logs", "--batch-size", "10"]);
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    stdin.write_all(rows(0..1500).as_bytes()).expect("it is read");
-    let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-    let checkpoint = stderr
-        .lines()
-        .any(|line| line.expect("a line").contains("\"checkpoint\""));
-    assert!(checkpoint, "a checkpoint is written while the pipe is open");
-    child.kill().expect("it can be killed");
-    child.wait().expect("it ends");
-    let ran = pipe(&bench, whole.as_bytes(), &[]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stderr.contains("resuming"), "{}", ran.stderr);
-    assert_eq!(ran.lines("n").len(), 2000);
-    fs::rename(&ran.out, bench.dir.path().join("killed")).expect("it can be moved");
-    assert_eq!(pipe(&bench, whole.as_bytes(), &[]).code, 0);
-    assert_eq!(
-        tree(&bench.dir.path().join("out")),
-        tree(&bench.dir.path().join("killed"))
-    );
-}
-
-#[test]
-fn a_pipe_without_rows() {
-    for bytes in ["", "\n\n  \n"] {
-        let bench = Bench::new(COPY, "");
-        for _ in 0..2 {
-            let ran = pipe(&bench, bytes.as_bytes(), &[]);
-            assert_eq!((ran.code, ran.lines("flattened").len()), (0, 0), "{}", ran.stderr);
-        }
-    }
-    let bench = Bench::new(COPY, "");
-    let ran = pipe(&bench, b"{\"a\":1}\nbad", &[]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    let error = ran.error();
-    assert_eq!((&error["file"], &error["line"]), (&json!("-"), &json!(2)));
 }
 
 // ---- totals ----

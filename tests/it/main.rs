@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod broken_inputs;
 mod broker;
 mod chains;
 mod cli;
@@ -34,6 +35,7 @@ mod kill;
 mod lines;
 mod parquet;
 mod processes;
+mod pipes;
 mod promises;
 mod property;
 mod raw;
