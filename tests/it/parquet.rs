@@ -357,7 +357,7 @@ fn what_comes_too_late_is_rescued_with_one_warning_per_column() {
         ]
     );
     let raw = found[10_004]["_rescued"].as_str().expect("text");
-    assert!(raw.contains("\"new\":{\"a\":1.10}"), "as it came: {raw}");
+    assert!(raw.contains("\"new\":{\"a\": 1.10}"), "as it came: {raw}");
 }
 
 #[test]
