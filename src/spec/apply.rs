@@ -6,8 +6,10 @@ use super::fields::{Fields, text};
 use super::problem::{Code, Problems};
 use super::yaml::{Node, Text, Yaml};
 
-const KINDS: [&str; 4] = ["jq", "python", "command", "closure"];
-const KEYS: &[&str] = &[
+/// What an Apply can run.
+pub(crate) const KINDS: [&str; 4] = ["jq", "python", "command", "closure"];
+/// That, and how.
+pub(crate) const KEYS: &[&str] = &[
     "jq",
     "python",
     "command",
