@@ -10,6 +10,7 @@ mod graph;
 mod names;
 mod process;
 mod shape;
+mod unused;
 
 pub use compile::{Closures, Compiled, compile};
 pub use diagnostic::{Report, Style};

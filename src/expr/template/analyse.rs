@@ -1,6 +1,6 @@
 //! What a template reads, and where a null must be refused: a walk over its syntax tree.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Stmt, UnaryOpKind};
@@ -56,7 +56,7 @@ pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
     let tree =
         parse(source, "template", SyntaxConfig::default()).map_err(|error| env::syntax_error(&error))?;
     let mut walk = Walk {
-        scopes: vec![HashSet::new()],
+        scopes: vec![HashMap::new()],
         guards: Vec::new(),
         found: Analysis {
             reads: Vec::new(),
@@ -84,19 +84,34 @@ enum Use {
     Test,
     /// Undefined is fine, too.
     Optional,
+    /// Undefined is fine, and null is an error: a filter that only replaces what is undefined hands it on.
+    Defaulted,
 }
+
+impl Use {
+    fn allows_undefined(self) -> bool {
+        matches!(self, Self::Optional | Self::Defaulted)
+    }
+
+    fn refuses_null(self) -> bool {
+        matches!(self, Self::Value | Self::Defaulted)
+    }
+}
+
+/// What a name that the template sets itself stands for: a path that may be null, where it is one.
+type Local = Option<(String, Vec<String>)>;
 
 struct Walk {
     /// Names that the template sets itself.
-    scopes: Vec<HashSet<String>>,
+    scopes: Vec<HashMap<String, Local>>,
     /// Paths known not to be null here.
     guards: Vec<String>,
     found: Analysis,
     error: Option<ExprError>,
 }
 
-/// Filters that take a null.
-const NULL_FILTERS: [&str; 6] = ["default", "d", "tojson", "pprint", "list", "bool"];
+/// Filters that take a null (and `default`, which may hand it on).
+const NULL_FILTERS: [&str; 4] = ["tojson", "pprint", "list", "bool"];
 
 /// Tests that only hold for what is not null.
 const VALUE_TESTS: [&str; 12] = [
@@ -144,6 +159,15 @@ fn joined(name: &str, fields: &[String]) -> String {
         .chain(fields.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(".")
+}
+
+/// True when `default` with these arguments replaces what is null as well (`default("-", true)`).
+fn replaces_null(args: &[CallArg<'_>]) -> bool {
+    match args.get(1) {
+        None => false,
+        Some(CallArg::Pos(Expr::Const(lax))) => lax.value.is_true(),
+        Some(_) => true,
+    }
 }
 
 fn is_null(expr: &Expr<'_>) -> bool {
@@ -228,14 +252,44 @@ impl Walk {
     }
 
     fn is_local(&self, name: &str) -> bool {
-        self.scopes.iter().any(|s| s.contains(name))
+        self.scopes.iter().any(|s| s.contains_key(name))
+    }
+
+    /// What a name that the template set stands for.
+    fn local(&self, name: &str) -> Local {
+        self.scopes.iter().rev().find_map(|s| s.get(name))?.clone()
+    }
+
+    /// The path that a name set to this value stands for; none where it cannot be null, or is no path.
+    fn path_behind(&self, value: &Expr<'_>) -> Local {
+        if let Expr::Filter(filter) = value {
+            let hands_on = matches!(filter.name, "default" | "d") && !replaces_null(&filter.args);
+            return self.path_behind(filter.expr.as_ref().filter(|_| hands_on)?);
+        }
+        let (name, _, fields) = path_of(value)?;
+        let (name, fields) = match self.is_local(name) {
+            true => self.local(name).map(|(root, mut path)| {
+                path.extend(fields);
+                (root, path)
+            })?,
+            false => (name.to_owned(), fields),
+        };
+        (!self.is_guarded(&name)).then_some((name, fields))
+    }
+
+    /// Sets a name to a value.
+    fn assign(&mut self, target: &Expr<'_>, behind: Local) {
+        self.declare(target);
+        if let (Expr::Var(var), Some(scope)) = (target, self.scopes.last_mut()) {
+            scope.insert(var.id.to_owned(), behind);
+        }
     }
 
     fn declare(&mut self, target: &Expr<'_>) {
         match target {
             Expr::Var(var) => {
                 if let Some(scope) = self.scopes.last_mut() {
-                    scope.insert(var.id.to_owned());
+                    scope.insert(var.id.to_owned(), None);
                 }
             }
             Expr::List(list) => list.items.iter().for_each(|e| self.declare(e)),
@@ -246,19 +300,26 @@ impl Walk {
 
     fn declare_names(&mut self, names: &[&str]) {
         if let Some(scope) = self.scopes.last_mut() {
-            scope.extend(names.iter().map(|n| (*n).to_owned()));
+            scope.extend(names.iter().map(|n| ((*n).to_owned(), None)));
         }
     }
 
     fn scoped(&mut self, body: impl FnOnce(&mut Self)) {
-        self.scopes.push(HashSet::new());
+        self.scopes.push(HashMap::new());
         body(self);
         self.scopes.pop();
     }
 
     fn guarded(&mut self, paths: Vec<String>, body: impl FnOnce(&mut Self)) {
         let before = self.guards.len();
-        self.guards.extend(paths);
+        for path in paths {
+            // What guards a name that the template set guards what it stands for.
+            let root = path.split('.').next().unwrap_or_default();
+            if let Some((name, fields)) = self.local(root) {
+                self.guards.push(joined(&name, &fields));
+            }
+            self.guards.push(path);
+        }
         body(self);
         self.guards.truncate(before);
     }
@@ -298,16 +359,19 @@ impl Walk {
                 for (_, value) in &b.assignments {
                     self.expr(value, Use::Test);
                 }
+                let values = b.assignments.iter();
+                let behind: Vec<Local> = values.map(|(_, value)| self.path_behind(value)).collect();
                 self.scoped(|w| {
-                    for (target, _) in &b.assignments {
-                        w.declare(target);
+                    for ((target, _), behind) in b.assignments.iter().zip(behind) {
+                        w.assign(target, behind);
                     }
                     w.stmts(&b.body);
                 });
             }
             Stmt::Set(s) => {
                 self.expr(&s.expr, Use::Test);
-                self.declare(&s.target);
+                let behind = self.path_behind(&s.expr);
+                self.assign(&s.target, behind);
             }
             Stmt::SetBlock(s) => {
                 self.scoped(|w| w.stmts(&s.body));
@@ -351,25 +415,45 @@ impl Walk {
         });
     }
 
-    /// Notes a read of a name, unless the template set that itself.
+    /// True where the surroundings keep a name from being null.
+    fn is_guarded(&self, name: &str) -> bool {
+        let of_it = |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        self.guards.iter().any(|guard| guard == name || of_it(guard))
+    }
+
+    /// Notes a read of a name; of one that the template set itself only what may be null.
     fn read(&mut self, expr: &Expr<'_>, name: &str, fields: Vec<String>, used: Use) {
-        if self.is_local(name) || name == "self" {
+        let needs_value = !fields.is_empty() || used.refuses_null();
+        if name == "self" {
             return;
         }
-        let guarded = self
-            .guards
-            .iter()
-            .any(|g| g == name || g.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+        if self.is_local(name) {
+            if let Some((root, mut path)) = self.local(name)
+                && needs_value
+                && !self.is_guarded(&root)
+            {
+                path.extend(fields);
+                self.found.reads.push(Read {
+                    name: root,
+                    fields: path,
+                    span: range(expr.span()),
+                    needs_value,
+                    // Which of several values it has is known at run only.
+                    optional: true,
+                });
+            }
+            return;
+        }
+        let needs_value = needs_value && !self.is_guarded(name);
         if !self.found.names.iter().any(|n| n == name) {
             self.found.names.push(name.to_owned());
         }
-        let needs_value = !guarded && (!fields.is_empty() || used == Use::Value);
         self.found.reads.push(Read {
             name: name.to_owned(),
             fields,
             span: range(expr.span()),
             needs_value,
-            optional: used == Use::Optional,
+            optional: used.allows_undefined(),
         });
     }
 
@@ -383,7 +467,8 @@ impl Walk {
 
     fn expr(&mut self, expr: &Expr<'_>, used: Use) {
         if let Some((name, root, fields)) = path_of(expr) {
-            if used == Use::Optional && !fields.is_empty() && !self.is_local(name) {
+            let is_path = !self.is_local(name) || self.local(name).is_some();
+            if used.allows_undefined() && !fields.is_empty() && is_path {
                 // `fr.text|default("-")` forgives a missing `text`, not a null `fr`.
                 self.found.marks.push(range(root));
             }
@@ -457,6 +542,9 @@ impl Walk {
                 }
                 if let Some(inner) = &e.expr {
                     match e.name {
+                        "default" | "d" if used.refuses_null() && !replaces_null(&e.args) => {
+                            self.expr(inner, Use::Defaulted);
+                        }
                         "default" | "d" => self.expr(inner, Use::Optional),
                         name if NULL_FILTERS.contains(&name) => self.expr(inner, Use::Test),
                         // Already marked.

@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::{State, Walker, scope, set};
+use crate::expr::jq::item_fields;
 use crate::expr::template::{FIXED_NAMES, Template};
 use crate::node::chunk::valid;
 use crate::plan::{ApplyPlan, Branch, Group, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
@@ -454,13 +455,25 @@ impl Preview<'_> {
         }
     }
 
-    /// Looks for templates that tolerate a missing field which no row has: most likely a typing error.
+    /// Looks for templates and jq programs that tolerate a missing field which no row has: most likely a typing
+    /// error.
     fn never_found(&mut self) {
         let mut found = Vec::new();
         for node in &self.walker.plan.nodes {
             let Some(seen) = self.findings.nodes.get(&node.id).filter(|seen| seen.rows > 0) else {
                 continue;
             };
+            for field in node.program.as_deref().map(item_fields).unwrap_or_default() {
+                let item = seen.fields.keys().map(String::as_str);
+                if !seen.fields.contains_key(&field) {
+                    found.push(NeverFound {
+                        node: node.id.clone(),
+                        read: format!(".{field}"),
+                        rows: seen.rows,
+                        help: suggest(&field, item),
+                    });
+                }
+            }
             for template in templates(node) {
                 for read in template.reads().iter().filter(|read| read.optional) {
                     let named = node.visible.iter().any(|(name, _)| *name == read.name);
