@@ -71,7 +71,7 @@ pub fn words() -> Result<Chain, Box<dyn Error>> {
         .node(
             Node::jq(
                 "words",
-                "{first: (.text / \" \")[0], words: (.text / \" \" | length)}",
+                "{first: ((.text / \" \")[0] // \"\"), words: (.text / \" \" | length)}",
             )
             .output_model(json!({"first": "string", "words": "integer"})),
         )

@@ -4,7 +4,7 @@ use crate::chains::codes;
 use crate::templates::render;
 
 /// Templates over `fr`, which is null, and `de`, which is not; whether `fr` is read where it must not be null.
-const CASES: [(&str, bool); 31] = [
+const CASES: [(&str, bool); 43] = [
     ("{{ fr | default('-') }}", true),
     ("{{ fr | d('-') }}", true),
     ("{{ fr | default('-', false) }}", true),
@@ -16,6 +16,21 @@ const CASES: [(&str, bool); 31] = [
     ("{{ fr | default('-') | tojson }}", false),
     ("{% if fr | default('-') %}x{% endif %}", false),
     ("{{ fr | default('-') if fr else '+' }}", false),
+    ("{{ fr | default('-') ~ '!' }}", true),
+    ("{{ (fr | default('-')) | upper }}", true),
+    ("{{ (fr) | upper }}", true),
+    ("{{ (fr or none) | upper if fr else '-' }}", false),
+    ("{{ (de.text ~ '!') | upper | replace('a', 'b') }}", false),
+    ("{{ ((de).text | default('-')) | trim | length + 1 }}", false),
+    ("{{ ((de | tojson) ~ fr) | length }}", true),
+    ("{{ de | tojson | upper ~ (fr | tojson | upper) }}", false),
+    ("{{ de.text[0:1] ~ de.text | upper }}", false),
+    ("{{ (1 + 2) * (3 if de else 4) | abs }}", false),
+    (
+        "{{ 'x' if not (fr is none) and (fr.text | upper) == 'X' else '-' }}",
+        false,
+    ),
+    ("{{ de.text in ['a', 'b'] or (de.text | upper) < 'z' }}", false),
     ("{% set x = fr %}{{ x }}", true),
     ("{% set x = fr %}{{ x.text }}", true),
     ("{% set x = fr %}{{ x.text | default('-') }}", true),

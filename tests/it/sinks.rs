@@ -294,13 +294,18 @@ fn a_sink_that_fails_stops_the_run_which_goes_on_there() {
 fn rows_end_with_an_error_when_the_run_stops() {
     const ROWS: usize = 20_000;
     let dir = tempfile::tempdir().expect("a temporary folder");
-    input(dir.path(), rows(ROWS));
-    let chain = Chain::builder("copy")
-        .node(Node::jq("n", "."))
-        .build()
-        .expect("a good chain");
+    input(dir.path(), rows(2 * ROWS));
     let (reads, fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (seen, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    // Once a shard has failed, more rows come.
+    let failed = fails.clone();
+    let pass = Node::apply("n", move |row| {
+        if row.get("a").is_some_and(|n| n.parse() == Ok(ROWS + 9)) {
+            until("failure", || failed.load(Ordering::SeqCst));
+        }
+        Ok(vec![row.clone()])
+    });
+    let chain = Chain::builder("copy").node(pass).build().expect("a good chain");
     let sink = {
         let (seen, ended) = (seen.clone(), ended.clone());
         Closure::new(move |shard, rows, _out| {
@@ -323,6 +328,7 @@ fn rows_end_with_an_error_when_the_run_stops() {
     };
     let mut job = job(&chain, dir.path(), "out").sink(sink);
     job.config.max_rows = ROWS as u64;
+    job.config.batch_size = 100;
     let stopped = job.run().expect("it starts").stopped.expect("it stopped");
     assert!(stopped.to_string().contains("on purpose"), "{stopped}");
     assert!(ended.load(Ordering::SeqCst), "the last row is an error");
@@ -377,7 +383,7 @@ fn a_sink_hands_rows_to_a_store_at_least_once() {
     assert_eq!(text(&files, "n/006.txt"), "");
     let graph: Value = serde_json::from_str(&text(&files, "graph.json")).expect("JSON");
     let schemas = schemas.lock().expect("unpoisoned");
-    assert_eq!(schemas["flattened"], graph["flattened"]);
+    assert_eq!(schemas["flattened"], graph["schemas"]["flattened"]);
     assert_eq!(schemas.len(), 2);
 }
 

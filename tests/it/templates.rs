@@ -149,6 +149,21 @@ fn nulls_are_errors_unless_guarded() {
         err("{% for x in fr %}{% endfor %}"),
         "`fr` is null here; guard it with {% if fr %}"
     );
+    // The third part of a path, what filters hand on and brackets are no way around.
+    for null in [
+        "item['in'].deep[2].k",
+        "(item['in'].deep[2]).k",
+        "(item['in'].deep | last).k",
+    ] {
+        for template in [
+            "{{ NULL | upper }}",
+            "{{ 'a' ~ (NULL) }}",
+            "{{ (NULL) | tojson ~ NULL }}",
+        ] {
+            let template = template.replace("NULL", null);
+            assert!(err(&template).contains("is null"), "{template}");
+        }
+    }
     assert_eq!(ok("{% if fr %}{{ fr.text }}{% else %}none{% endif %}"), "none");
     assert_eq!(
         ok("{{ fr.text if fr else '-' }}{{ fr and fr.text or '+' }}"),

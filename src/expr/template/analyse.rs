@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Stmt, UnaryOpKind};
-use minijinja::machinery::{Span, parse};
+use minijinja::machinery::{Span, parse, parse_expr};
 use minijinja::syntax::SyntaxConfig;
 
 use super::{Read, env};
@@ -39,9 +39,9 @@ impl Analysis {
             out.push_str(source.get(from..at).unwrap_or_default());
             from = at;
             if opens {
-                out.push('(');
+                out.push_str("((");
             } else {
-                out.push('|');
+                out.push_str(")|");
                 out.push_str(env::NOT_NULL);
                 out.push(')');
             }
@@ -56,6 +56,7 @@ pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
     let tree =
         parse(source, "template", SyntaxConfig::default()).map_err(|error| env::syntax_error(&error))?;
     let mut walk = Walk {
+        source,
         scopes: vec![HashMap::new()],
         guards: Vec::new(),
         found: Analysis {
@@ -101,7 +102,8 @@ impl Use {
 /// What a name that the template sets itself stands for: a path that may be null, where it is one.
 type Local = Option<(String, Vec<String>)>;
 
-struct Walk {
+struct Walk<'s> {
+    source: &'s str,
     /// Names that the template sets itself.
     scopes: Vec<HashMap<String, Local>>,
     /// Paths known not to be null here.
@@ -131,6 +133,22 @@ const VALUE_TESTS: [&str; 12] = [
 
 fn range(span: Span) -> Range<usize> {
     span.start_offset as usize..span.end_offset as usize
+}
+
+/// Where an expression begins: the spans of filters, tests, operators and longer paths begin later, or before.
+fn start(expr: &Expr<'_>) -> usize {
+    match expr {
+        Expr::GetAttr(e) => start(&e.expr),
+        Expr::GetItem(e) => start(&e.expr),
+        Expr::Slice(e) => start(&e.expr),
+        Expr::Call(e) => start(&e.expr),
+        Expr::Test(e) => start(&e.expr),
+        Expr::BinOp(e) => start(&e.left),
+        Expr::Compare(e) => start(&e.expr),
+        Expr::IfExpr(e) => start(&e.true_expr),
+        Expr::Filter(e) => e.expr.as_ref().map_or_else(|| range(e.span()).start, start),
+        other => range(other.span()).start,
+    }
 }
 
 /// `a.b["c"]` as `a` and `[b, c]`.
@@ -243,7 +261,7 @@ fn implied(expr: &Expr<'_>, truth: bool) -> Vec<String> {
     }
 }
 
-impl Walk {
+impl Walk<'_> {
     fn fail(&mut self, span: Span, message: String) {
         self.error.get_or_insert(ExprError {
             message,
@@ -436,7 +454,7 @@ impl Walk {
                 self.found.reads.push(Read {
                     name: root,
                     fields: path,
-                    span: range(expr.span()),
+                    span: start(expr)..range(expr.span()).end,
                     needs_value,
                     // Which of several values it has is known at run only.
                     optional: true,
@@ -451,7 +469,7 @@ impl Walk {
         self.found.reads.push(Read {
             name: name.to_owned(),
             fields,
-            span: range(expr.span()),
+            span: start(expr)..range(expr.span()).end,
             needs_value,
             optional: used.allows_undefined(),
         });
@@ -460,9 +478,19 @@ impl Walk {
     /// Marks an operand that must not be null.
     fn operand(&mut self, expr: &Expr<'_>) {
         if !matches!(expr, Expr::Const(_)) {
-            self.found.marks.push(range(expr.span()));
+            let end = range(expr.span()).end;
+            self.found.marks.extend(self.whole(start(expr), end));
         }
         self.expr(expr, Use::Value);
+    }
+
+    /// The text of an expression that ends here and begins here, or at a bracket before.
+    fn whole(&self, mut from: usize, end: usize) -> Option<Range<usize>> {
+        while parse_expr(self.source.get(from..end)?).is_err() {
+            let before = self.source.get(..from)?.trim_end();
+            from = before.strip_suffix('(')?.len();
+        }
+        Some(from..end)
     }
 
     fn expr(&mut self, expr: &Expr<'_>, used: Use) {
