@@ -6,6 +6,7 @@
 
 mod analyse;
 mod env;
+mod exprs;
 mod values;
 
 use std::ops::Range;
@@ -267,7 +268,7 @@ fn with_known(message: String, name: &str, owner: &str, fields: &[String]) -> St
 pub(super) fn condition(source: &str, visible: &Visible) -> Result<(Template, Vec<String>), ExprError> {
     const BEFORE: &str = "{% if (";
     let expr = minijinja::machinery::parse_expr(source).map_err(|error| env::syntax_error(&error))?;
-    let guards = analyse::names_implied(&expr);
+    let guards = exprs::names_implied(&expr);
     let text = format!("{BEFORE}{source}) %}}1{{% endif %}}");
     let shift = |span: Range<usize>| {
         let clip = |at: usize| at.saturating_sub(BEFORE.len()).min(source.len());

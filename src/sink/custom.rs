@@ -28,9 +28,9 @@ use crate::row::Record;
 /// - **The file** (`NNN.EXTENSION`) gets its name when it is complete and synced, and its digest stands in
 ///   `metadata.json`. What is written to `out` must depend on nothing but the shard and its rows: then a run that
 ///   was killed leaves the same files as one that was not.
-/// - **Elsewhere.** It is also the place to hand rows to a database or a queue. As rows can come again, do that
-///   idempotently: insert or replace by folder and `row_id`. Rows that came are final unless OUT is
-///   started again (`Existing::Overwrite`).
+/// - **Elsewhere.** It is also the place to hand rows to a database. As rows can come again, do that idempotently:
+///   insert or replace by folder and `row_id`. Replace, as a row may come again with another content where its answers
+///   were not on disk yet (a power cut, or a run without a ledger), and when OUT is started again.
 /// - **Errors** and panics stop the run ([`SinkError::Custom`]); nothing is lost, and the same job goes on at that
 ///   shard. Nothing is retried meanwhile: what may pass by itself is yours to try again.
 ///
