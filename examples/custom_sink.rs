@@ -1,7 +1,7 @@
 //! Outputs as CSV: `cargo run --example custom_sink -- reviews.jsonl out/`.
 //!
 //! Anything can stand in the place of the file: a sink is also where rows are handed to a database, by `row_id`.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::indexing_slicing, clippy::print_stdout)]
 
 use std::error::Error;
 use std::io::Write;
@@ -10,8 +10,11 @@ use chainette::chain::{Chain, Node};
 use chainette::sink::{Rows, Shard, Sink};
 use serde_json::json;
 
-/// A CSV file per shard; its columns are those that the chain's models declare.
+/// A CSV file per shard; its columns are those that the chain's models declare, and one for all other fields.
 pub struct Csv;
+
+/// The column of fields that no model declares: a JSON object.
+const OTHER: &str = "_other";
 
 impl Sink for Csv {
     fn name(&self) -> &str {
@@ -30,29 +33,38 @@ impl Sink for Csv {
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let declared = shard.schema["properties"].as_object();
         let columns: Vec<&String> = declared.into_iter().flat_map(|fields| fields.keys()).collect();
-        let names: Vec<String> = columns.iter().map(|name| quoted(name)).collect();
-        writeln!(out, "{}", names.join(","))?;
+        let names = columns.iter().map(|name| quoted(name));
+        writeln!(
+            out,
+            "{}",
+            names.chain([OTHER.to_owned()]).collect::<Vec<_>>().join(",")
+        )?;
         for row in rows {
             let row = row?;
-            for (key, _) in row.fields() {
+            let (mut cells, mut other) = (vec![String::new(); columns.len()], Vec::new());
+            for (key, value) in row.fields() {
                 let name: String = serde_json::from_str(key)?;
-                if !columns.contains(&&name) {
-                    return Err(format!("no model declares `{name}`, so there is no column for it").into());
+                match columns.iter().position(|column| **column == name) {
+                    Some(at) => cells[at] = cell(value)?,
+                    None => other.push(format!("{key}:{value}")),
                 }
             }
-            let cells = columns.iter().map(|name| cell(row.get(name)));
-            writeln!(out, "{}", cells.collect::<Result<Vec<_>, _>>()?.join(","))?;
+            cells.push(match other.is_empty() {
+                true => String::new(),
+                false => quoted(&format!("{{{}}}", other.join(","))),
+            });
+            writeln!(out, "{}", cells.join(","))?;
         }
         Ok(())
     }
 }
 
 /// A JSON value in a line of CSV: text as it is, null as nothing, the rest as JSON.
-fn cell(raw: Option<&str>) -> serde_json::Result<String> {
+fn cell(raw: &str) -> serde_json::Result<String> {
     Ok(match raw {
-        None | Some("null") => String::new(),
-        Some(text) if text.starts_with('"') => quoted(&serde_json::from_str::<String>(text)?),
-        Some(json) => quoted(json),
+        "null" => String::new(),
+        text if text.starts_with('"') => quoted(&serde_json::from_str::<String>(text)?),
+        json => quoted(json),
     })
 }
 

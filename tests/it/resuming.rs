@@ -121,7 +121,7 @@ fn every_difference_is_named() {
     set_time(old);
     bench.write(
         "chain.yaml",
-        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: '., .'}}\n",
+        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: '$vars.v as $v | ., .'}}\n",
     );
     said += &refused(&[]);
     assert_stderr!(said);

@@ -97,7 +97,7 @@ fn the_csv_example_writes_nodes_and_flattened_records() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     input(
         dir.path(),
-        "{\"text\":\"one, \\\"two\\\"\",\"stars\":1}\n{\"text\":\"\"}\nno json\n{\"text\":\"x\\ny z\",\"stars\":3}\n{\"text\":\"last\"}\n",
+        "{\"text\":\"one, \\\"two\\\"\",\"stars\":1}\n{\"text\":\"\"}\nno json\n{\"text\":\"x\\ny z\",\"stars\":3,\"price\": 1.10,\"a,b\":[null]}\n{\"text\":\"last\"}\n",
     );
     let chain = words().expect("the chain is good");
     let stats = job(&chain, dir.path(), "out")
@@ -134,7 +134,7 @@ fn the_csv_example_writes_nodes_and_flattened_records() {
     );
     assert_eq!(
         text(&files, "flattened/000.csv"),
-        "row_id,chain_input.text,chain_input.stars,words.first,words.words\n"
+        "row_id,chain_input.text,chain_input.stars,words.first,words.words,_other\n"
     );
 }
 
