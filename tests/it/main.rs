@@ -70,3 +70,4 @@ mod streams;
 mod tape;
 mod templates;
 mod twins;
+mod unused;

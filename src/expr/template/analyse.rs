@@ -7,7 +7,7 @@ use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Stmt, U
 use minijinja::machinery::{Span, parse, parse_expr};
 use minijinja::syntax::SyntaxConfig;
 
-use super::exprs::{implied, is_null, joined, path_of, range, replaces_null, start};
+use super::exprs::{implied, is_null, joined, may_be_null, path_of, range, replaces_null, start};
 use super::{Read, env};
 use crate::expr::ExprError;
 use crate::spec::suggest;
@@ -332,7 +332,7 @@ impl Walk<'_> {
 
     /// Marks an operand that must not be null.
     fn operand(&mut self, expr: &Expr<'_>) {
-        if !matches!(expr, Expr::Const(_)) {
+        if may_be_null(expr) {
             let end = range(expr.span()).end;
             self.found.marks.extend(self.whole(start(expr), end));
         }

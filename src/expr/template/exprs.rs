@@ -80,6 +80,21 @@ pub(super) fn replaces_null(args: &[CallArg<'_>]) -> bool {
     }
 }
 
+/// False where the value cannot be null: it is computed, written out, or an answer to a question.
+pub(super) fn may_be_null(expr: &Expr<'_>) -> bool {
+    match expr {
+        Expr::BinOp(op) => matches!(op.op, BinOpKind::ScAnd | BinOpKind::ScOr),
+        Expr::Const(_)
+        | Expr::List(_)
+        | Expr::Tuple(_)
+        | Expr::Map(_)
+        | Expr::Test(_)
+        | Expr::Compare(_)
+        | Expr::UnaryOp(_) => false,
+        _ => true,
+    }
+}
+
 /// True for `none` itself.
 pub(super) fn is_null(expr: &Expr<'_>) -> bool {
     matches!(expr, Expr::Const(c) if c.value.is_none())
