@@ -22,7 +22,8 @@ use crate::row::Record;
 /// - **When.** Rows are gathered until a shard is full (`config.max_rows`), or the run ends; then
 ///   [`Sink::write`] is called with all of them, in input order. `flattened/` has a first shard even without a row.
 /// - **Where.** On threads of its own, at most one call per shard at a time, but several shards at once and in no
-///   order. It may block; the run waits when a few full shards of one folder do.
+///   order. It may block; the run waits when a few full shards of one folder do, and ends when they are done. A run
+///   that stops early says so by an error from the rows.
 /// - **How often.** At least once per shard: again when the run was killed, stopped or failed before its next
 ///   checkpoint. The last shard of a run with a limit comes again, with more rows, when the limit is raised.
 /// - **The file** (`NNN.EXTENSION`) gets its name when it is complete and synced, and its digest stands in
