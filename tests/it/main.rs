@@ -47,6 +47,7 @@ mod promises;
 mod property;
 mod pty;
 mod raw;
+mod readme;
 mod reference;
 mod reference_test;
 mod requests;
