@@ -24,6 +24,7 @@ mod disks;
 mod dry_run;
 mod engine;
 mod events;
+mod examples;
 mod fates;
 mod fates_engine;
 #[path = "gen.rs"]
