@@ -26,6 +26,7 @@ mod disks;
 mod dry_run;
 mod engine;
 mod events;
+mod examples;
 mod fates;
 mod fates_engine;
 #[path = "gen.rs"]
@@ -50,6 +51,7 @@ mod promises;
 mod property;
 mod pty;
 mod raw;
+mod readme;
 mod reference;
 mod reference_test;
 mod requests;
