@@ -305,7 +305,9 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, candidate)| {
-            *distance <= 1.max(name.len().max(candidate.len()) / 3)
+            let length = name.len().max(candidate.len());
+            // Short names that have nothing in common are no typo of each other.
+            (*distance <= 1.max(length / 3) && *distance < length)
                 || (name.len() >= 3 && candidate.starts_with(name))
         })
         .min_by_key(|(distance, _)| *distance)
