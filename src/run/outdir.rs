@@ -3,70 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
+use super::identity::Identity;
 use super::lock::Lock;
-use crate::source::{self, Fingerprint};
-
-/// What makes two runs the same run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Version of the private files.
-    pub version: u32,
-    /// A name for this run in logs and metadata.
-    pub run_id: String,
-    /// BLAKE3 of the chain file.
-    pub chain: String,
-    /// BLAKE3 of what the chain means: its graph with all models.
-    pub graph: String,
-    /// `vars` with `--set` applied.
-    pub vars: Value,
-    /// The engines: name, backend and model of each.
-    pub engines: Vec<String>,
-    /// The input files.
-    pub input: Vec<Fingerprint>,
-    /// `--format`.
-    pub format: String,
-    /// `--max-lines-per-file`.
-    pub max_rows: u64,
-    /// Not `--no-flattened`.
-    pub flattened: bool,
-}
-
-/// The version of the files in `.chainette/`.
-pub(super) const VERSION: u32 = 1;
-
-impl Identity {
-    /// What differs from another run, as phrases.
-    fn differences(&self, other: &Self) -> Vec<String> {
-        let mut all = Vec::new();
-        let mut differs = |same: bool, phrase: &str| {
-            if !same {
-                all.push(phrase.to_owned());
-            }
-        };
-        differs(
-            self.version == other.version,
-            "its files are of another version of chainette",
-        );
-        differs(self.chain == other.chain, "the chain file was changed");
-        differs(
-            self.chain != other.chain || self.graph == other.graph,
-            "a file the chain refers to was changed",
-        );
-        differs(self.vars == other.vars, "the vars differ");
-        differs(self.engines == other.engines, "the engines differ");
-        let input = source::difference(&self.input, &other.input);
-        differs(input.is_none(), input.as_deref().unwrap_or_default());
-        differs(self.format == other.format, "--format differs");
-        differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
-        differs(self.flattened == other.flattened, "--no-flattened differs");
-        all
-    }
-}
 
 /// What to do with an OUT that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

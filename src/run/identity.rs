@@ -1,0 +1,94 @@
+//! What makes two runs the same run, and what differs when they are not.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RunError;
+use super::config::RunConfig;
+use crate::source::{self, Fingerprint};
+
+/// The version of the files in `.chainette/`.
+const VERSION: u32 = 1;
+
+/// What makes two runs the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the private files.
+    pub version: u32,
+    /// A name for this run in logs and metadata.
+    pub run_id: String,
+    /// BLAKE3 of the chain file.
+    pub chain: String,
+    /// BLAKE3 of what the chain means: its graph with all models.
+    pub graph: String,
+    /// `vars` with `--set` applied.
+    pub vars: Value,
+    /// The engines: name, backend and model of each.
+    pub engines: Vec<String>,
+    /// The input files.
+    pub input: Vec<Fingerprint>,
+    /// `--format`.
+    pub format: String,
+    /// `--max-lines-per-file`.
+    pub max_rows: u64,
+    /// Not `--no-flattened`.
+    pub flattened: bool,
+}
+
+impl Identity {
+    /// The identity of a run, with a run id of its own.
+    ///
+    /// # Errors
+    /// The input cannot be looked at.
+    pub(super) fn of(config: &RunConfig) -> Result<Self, RunError> {
+        let plan = &config.plan;
+        let input = config.input.fingerprints()?;
+        let engines = plan
+            .engines
+            .iter()
+            .map(|engine| format!("{} {} {}", engine.name, engine.backend.as_str(), engine.model));
+        let mut seed = [0; 8];
+        seed.iter_mut().for_each(|byte| *byte = fastrand::u8(..));
+        Ok(Self {
+            version: VERSION,
+            run_id: seed.iter().map(|byte| format!("{byte:02x}")).collect(),
+            chain: config.chain_digest.clone(),
+            graph: blake3::hash(config.graph.to_string().as_bytes())
+                .to_hex()
+                .to_string(),
+            vars: Value::Object(plan.vars.json.clone()),
+            engines: engines.collect(),
+            input,
+            format: config.format.as_str().into(),
+            max_rows: config.max_rows,
+            flattened: config.flattened,
+        })
+    }
+
+    /// What differs from another run, as phrases.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut differs = |same: bool, phrase: &str| {
+            if !same {
+                all.push(phrase.to_owned());
+            }
+        };
+        differs(
+            self.version == other.version,
+            "its files are of another version of chainette",
+        );
+        differs(self.chain == other.chain, "the chain file was changed");
+        differs(
+            self.chain != other.chain || self.graph == other.graph,
+            "a file the chain refers to was changed",
+        );
+        differs(self.vars == other.vars, "the vars differ");
+        differs(self.engines == other.engines, "the engines differ");
+        let input = source::difference(&self.input, &other.input);
+        differs(input.is_none(), input.as_deref().unwrap_or_default());
+        differs(self.format == other.format, "--format differs");
+        differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
+        differs(self.flattened == other.flattened, "--no-flattened differs");
+        all
+    }
+}
