@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::dispatcher::Signals;
 use super::limits::ErrorLimit;
 use super::outdir::Existing;
 use crate::plan::Plan;
@@ -39,8 +40,8 @@ pub struct RunConfig {
     pub ledger: bool,
     /// When failing rows stop the run.
     pub errors: ErrorLimit,
-    /// Catch Ctrl-C, SIGTERM and SIGHUP.
-    pub signals: bool,
+    /// Who hears of Ctrl-C, SIGTERM and SIGHUP; none leaves them alone.
+    pub signals: Option<Signals>,
 }
 
 impl RunConfig {
@@ -67,7 +68,7 @@ impl RunConfig {
             limit: None,
             ledger: true,
             errors: ErrorLimit::Hopeless,
-            signals: false,
+            signals: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::RunError;
 use super::config::RunConfig;
 use crate::source::{self, Fingerprint};
+use crate::spec::EngineSpec;
 
 /// The version of the files in `.chainette/`.
 const VERSION: u32 = 1;
@@ -23,7 +24,7 @@ pub struct Identity {
     pub graph: String,
     /// `vars` with `--set` applied.
     pub vars: Value,
-    /// The engines: name, backend and model of each.
+    /// The engines: of each what decides what it replies.
     pub engines: Vec<String>,
     /// The input files.
     pub input: Vec<Fingerprint>,
@@ -43,10 +44,7 @@ impl Identity {
     pub(super) fn of(config: &RunConfig) -> Result<Self, RunError> {
         let plan = &config.plan;
         let input = config.input.fingerprints()?;
-        let engines = plan
-            .engines
-            .iter()
-            .map(|engine| format!("{} {} {}", engine.name, engine.backend.as_str(), engine.model));
+        let engines = plan.engines.iter().map(engine_identity);
         let mut seed = [0; 8];
         seed.iter_mut().for_each(|byte| *byte = fastrand::u8(..));
         Ok(Self {
@@ -91,4 +89,16 @@ impl Identity {
         differs(self.flattened == other.flattened, "--no-flattened differs");
         all
     }
+}
+
+/// Name, backend, model and what else decides what an engine replies; not where it is or how fast it is asked.
+fn engine_identity(engine: &EngineSpec) -> String {
+    let mut identity = format!("{} {} {}", engine.name, engine.backend.as_str(), engine.model);
+    if let Some(reasoning) = engine.reasoning {
+        identity += &format!(" reasoning={reasoning}");
+    }
+    if let Some(context) = engine.context {
+        identity += &format!(" context={context}");
+    }
+    identity
 }

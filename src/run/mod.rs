@@ -26,7 +26,7 @@ use serde_json::Value;
 pub use checkpoint::Checkpoint;
 pub use config::RunConfig;
 pub use counts::{Counts, NodeCounts, Times};
-pub use dispatcher::{Dispatcher, Interrupted, StatusLine};
+pub use dispatcher::{Dispatcher, Interrupted, Moment, Signals, StatusLine};
 pub use error::RunError;
 pub use executor::Halt;
 pub use identity::Identity;
@@ -103,7 +103,13 @@ pub fn run(
         true => None,
         false => Some(Workers::start(&config.plan, events)?),
     };
-    let mut out = OutDir::open(&config.out, identity, config.existing)?;
+    let mut out = OutDir::open(
+        &config.out,
+        identity,
+        config.existing,
+        config.format,
+        config.limit,
+    )?;
     let plan = config.plan.clone();
     let found = out.checkpoint.take();
     if let Some(done) = found
@@ -114,7 +120,8 @@ pub fn run(
         // Killed between the last checkpoint and the last file?
         let path = config.out.join("metadata.json");
         let written: Option<Value> = checkpoint::read_json(&path)?;
-        if written.is_none_or(|metadata| metadata.get("state").is_none_or(|state| state != "finished")) {
+        let told = written.is_some_and(|metadata| metadata.get("state").is_some_and(|s| s == "finished"));
+        if !told {
             timings.finished = Some(rfc3339(SystemTime::now()));
             write_json(
                 &out.private,
@@ -127,7 +134,7 @@ pub fn run(
             stats: stats(&done.counts, RunState::Finished, started),
             counts: done.counts.clone(),
             times: done.times.clone(),
-            already_finished: true,
+            already_finished: told,
             unwritten: 0,
             stopped: None,
         });

@@ -8,6 +8,8 @@ use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
 use super::identity::Identity;
 use super::lock::Lock;
+use crate::event::{are, counted};
+use crate::sink::{Format, SinkError, check_present};
 
 /// What to do with an OUT that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,16 @@ pub struct OutDir {
 
 impl OutDir {
     /// Opens or makes OUT for a run.
-    pub fn open(path: &Path, identity: Identity, existing: Existing) -> Result<Self, RunError> {
+    ///
+    /// # Errors
+    /// OUT is in use, is none of ours, or holds a run that this one cannot go on with.
+    pub fn open(
+        path: &Path,
+        identity: Identity,
+        existing: Existing,
+        format: Format,
+        limit: Option<u64>,
+    ) -> Result<Self, RunError> {
         let private = path.join(".chainette");
         let lock = Self::lock(path, &private).map_err(|error| match error {
             RunError::Io { source, .. } if is_final(&source) => RunError::Unusable {
@@ -65,14 +76,27 @@ impl OutDir {
             write_json(&out.private, &run_file, &out.identity, true)?;
             return Ok(out);
         };
-        let differences = found.differences(&out.identity);
+        let checkpoint: Option<Checkpoint> = match existing {
+            Existing::Overwrite => None,
+            Existing::Same | Existing::Keep => read_json(&out.private.join("checkpoint.json"))?,
+        };
+        let mut differences = found.differences(&out.identity);
+        differences.extend(checkpoint.as_ref().and_then(|done| too_far(done, limit)));
+        let altered = match &checkpoint {
+            Some(done) if done.finished && differences.is_empty() => out.altered(done, format),
+            _ => None,
+        };
         match existing {
             Existing::Overwrite => {
                 out.forget(true)?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             // What a stream holds is known too late to go on with anything but its answers.
-            Existing::Keep if !differences.is_empty() || out.identity.input.iter().any(|of| of.stream) => {
+            Existing::Keep
+                if !differences.is_empty()
+                    || altered.is_some()
+                    || out.identity.input.iter().any(|of| of.stream) =>
+            {
                 out.forget(false)?;
                 out.all_answers = true;
                 write_json(&out.private, &run_file, &out.identity, true)?;
@@ -84,11 +108,22 @@ impl OutDir {
                 });
             }
             Existing::Same | Existing::Keep => {
+                if let Some(error) = altered {
+                    return Err(error);
+                }
                 out.identity.run_id = found.run_id;
-                out.checkpoint = read_json(&out.private.join("checkpoint.json"))?;
+                out.checkpoint = checkpoint;
             }
         }
         Ok(out)
+    }
+
+    /// What is not there any more, or not as it was, of the shards of a finished run.
+    fn altered(&self, done: &Checkpoint, format: Format) -> Option<RunError> {
+        match check_present(&self.path, &done.sinks, format) {
+            Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
+            other => other.err().map(RunError::from),
+        }
     }
 
     /// Makes OUT if need be and locks it, when it is ours or empty.
@@ -129,6 +164,17 @@ impl OutDir {
         }
         Ok(())
     }
+}
+
+/// Says that more rows are done than are wanted.
+fn too_far(done: &Checkpoint, limit: Option<u64>) -> Option<String> {
+    let rows = done.position.ordinal;
+    let limit = limit.filter(|limit| *limit < rows)?;
+    Some(format!(
+        "{} {} done, more than --limit {limit}",
+        counted(rows, "row"),
+        are(rows)
+    ))
 }
 
 /// True when OUT holds a finished run that a run with these options would leave as it is, by all that can be seen

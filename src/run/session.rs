@@ -12,7 +12,7 @@ use super::answers::Ledger;
 use super::checkpoint::{Checkpoint, Checkpointer};
 use super::committer::{Committer, WaitingRows};
 use super::config::RunConfig;
-use super::dispatcher::{self, Interrupted, StatusLine};
+use super::dispatcher::{self, StatusLine};
 use super::executor::{Executor, Failure, FeedGauge, Halt};
 use super::outdir::OutDir;
 use super::parking::Parking;
@@ -106,7 +106,8 @@ impl Session<'_> {
 
         let halt = Halt::default();
         let failure = Failure::default();
-        let interrupted = Interrupted::default();
+        let signals = config.signals.as_ref();
+        let interrupted = signals.map(|signals| signals.watch(halt.clone(), events.clone()));
         let at_end = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = mpsc::channel(1024);
         let position = checkpoint.position;
@@ -179,10 +180,6 @@ impl Session<'_> {
             feed,
         };
         let executed = runtime.block_on(async {
-            if config.signals {
-                dispatcher::watch_signals(halt.clone(), interrupted.clone(), events.clone())
-                    .map_err(RunError::io(Path::new("signals")))?;
-            }
             tokio::spawn(wind_down(halt.clone(), broker));
             let executed = executor.run(source).await;
             if executed.is_err() {
@@ -196,13 +193,16 @@ impl Session<'_> {
         }
         runtime.shutdown_background();
         drop(workers);
+        if let Some(signals) = signals {
+            signals.release();
+        }
         let (checkpoint, committed) = committed?;
         // The first cause wins: what failed in a row or in the reader, then what failed in writing.
         let cause = failure.take().map_or(Ok(()), Err).and(executed).and(committed);
         Ok(Ended {
             checkpoint,
             result: cause,
-            interrupted: interrupted.get(),
+            interrupted: interrupted.is_some_and(|interrupted| interrupted.get()),
             unwritten: waiting.rows.load(Ordering::Relaxed),
         })
     }

@@ -49,6 +49,7 @@ mod pty;
 mod raw;
 mod reference;
 mod reference_test;
+mod refused;
 mod requests;
 mod resuming;
 mod review;
