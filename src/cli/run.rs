@@ -114,7 +114,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
 /// Ends the program at a signal that no run is there to hear.
 fn leave(moment: Moment, printer: Printer) {
     printer.warning(match moment {
-        Moment::Before => "interrupted before any row was taken: the same command starts here again",
+        Moment::Before => "interrupted before any row was taken; the same command starts again",
         Moment::Late => "interrupted: the same command goes on where this stopped",
     });
     std::process::exit(Exit::Interrupted as i32);

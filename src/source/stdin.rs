@@ -10,7 +10,7 @@ use super::jsonl::JsonlRows;
 use super::lines::Lines;
 use super::reader::{Opened, Place, Row, RowSource, Rows};
 use super::{Fingerprint, Input, Position, Source, SourceError};
-use crate::event::counted;
+use crate::event::{counted, thousands};
 
 /// What stdin is called as an input.
 pub(super) const NAME: &str = "-";
@@ -89,8 +89,9 @@ impl StreamRows {
             if self.next(&mut row)?.is_none() {
                 let rows = start.ordinal;
                 return Err(other(format!(
-                    "it ends after {}, {rows} were read before",
-                    counted(passed, "row")
+                    "it ends after {}, {} were read before",
+                    counted(passed, "row"),
+                    thousands(rows)
                 )));
             }
         }

@@ -43,6 +43,9 @@ fn a_limit_beyond_the_input() {
     }
 }
 
+/// A format, a file of OUT and what is done to it.
+type Harm<'a> = (&'a str, &'a str, &'a dyn Fn(&Path));
+
 /// A finished OUT that lost something is not called finished; `--resume` makes it whole without asking.
 #[test]
 fn a_finished_out_that_is_not_whole() {
@@ -59,7 +62,7 @@ fn a_finished_out_that_is_not_whole() {
         fs::write(path, text).expect("the shard can be written");
     };
     let remove_folder = |path: &Path| fs::remove_dir_all(path).expect("the folder can be removed");
-    let harms: [(&str, &str, &dyn Fn(&Path)); 6] = [
+    let harms: [Harm<'_>; 6] = [
         ("jsonl", "first/001.jsonl", &remove),
         ("jsonl", "flattened/002.jsonl", &cut),
         ("jsonl", "errors/000.jsonl", &grow),

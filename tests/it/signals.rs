@@ -184,7 +184,7 @@ fn a_signal_before_the_run() {
         assert_eq!(code, 130, "{name}: {said}");
         assert_eq!(
             said,
-            "interrupted before any row was taken: the same command starts here again\n"
+            "interrupted before any row was taken; the same command starts again\n"
         );
         assert!(!bench.dir.path().join("out").exists());
     }
