@@ -1,6 +1,7 @@
 //! Facts about the flow: what happened, as data. Nobody here prints.
 
 mod progress;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use std::time::Duration;
 pub use progress::{
     EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Status, Total, Traffic,
 };
+
+pub(crate) use words::{are, counted, thousands};
 
 use crate::row::ErrorKind;
 

@@ -124,7 +124,7 @@ pub(crate) struct RunArgs {
     /// Rows per chunk; changes no output [default: the chain's batch_size, else 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Rows")]
     pub(crate) batch_size: Option<u32>,
-    /// Take only the first N rows; a later run with a larger N goes on
+    /// Take only the first N rows; a later run with a larger N goes on, with a smaller one needs --resume
     #[arg(long, value_name = "N", help_heading = "Rows")]
     pub(crate) limit: Option<u64>,
     /// Remove what OUT holds of a former run and start again
@@ -179,7 +179,7 @@ pub(crate) struct InspectArgs {
     /// The form of the output
     #[arg(long, value_enum, default_value_t = InspectFormat::Tree)]
     pub(crate) format: InspectFormat,
-    /// Check the first rows of this file too: a .jsonl or .ndjson file
+    /// Check the first rows of this input too: whatever `run` takes
     ///
     /// They are led up to the prompts of the first Steps: `input_model`, jq, `when` and templates are
     /// tried on them, so that a wrong prompt or a missing field is found before anything is asked.

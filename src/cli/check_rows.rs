@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{InspectArgs, InspectFormat};
-use super::{Exit, explain_error, printer::Printer};
+use super::{Exit, csv_types, explain_error, printer::Printer};
+use crate::event::{counted, thousands};
 use crate::node::preview::{Findings, NodeFindings, preview};
 use crate::node::{Cpu, Walker};
 use crate::plan::Plan;
-use crate::report::thousands;
-use crate::source::{Position, Source, SourceError, open_input};
+use crate::source::{Input, Position, Source, SourceError, open_input};
 
 /// How long rows are looked at.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,8 +19,14 @@ const CHUNK: (usize, usize) = (256, 1 << 20);
 
 /// Leads the first rows of `input` up to the first Steps and shows what came of it.
 pub(super) fn check_rows(args: &InspectArgs, input: &Path, plan: Plan, printer: Printer) -> Exit {
-    let source = match first_rows(input, args.rows) {
-        Ok(source) => source,
+    let opened = open_input(input, Path::new(""));
+    let source = match opened.and_then(|opened| Ok((first_rows(&*opened.input, args.rows)?, opened.csv))) {
+        Ok((source, csv)) => {
+            if let Some(message) = csv_types::misfits(&plan, csv.as_deref()) {
+                printer.warning(&message);
+            }
+            source
+        }
         Err(error) => {
             printer.error(&explain_error(&error));
             return Exit::Usage;
@@ -48,9 +54,8 @@ pub(super) fn check_rows(args: &InspectArgs, input: &Path, plan: Plan, printer: 
 }
 
 /// The first rows of an input.
-fn first_rows(path: &Path, rows: u64) -> Result<Box<dyn Source>, SourceError> {
-    let opened = open_input(path, Path::new(""))?;
-    opened.input.open(Position::default(), Some(rows))
+fn first_rows(input: &dyn Input, rows: u64) -> Result<Box<dyn Source>, SourceError> {
+    input.open(Position::default(), Some(rows))
 }
 
 /// Runs the check on a CPU thread, whose stack is deep enough for any program; none if it panicked.
@@ -75,7 +80,7 @@ fn look(plan: Arc<Plan>, mut source: Box<dyn Source>) -> Option<Result<Findings,
 
 fn render(findings: &Findings, input: &str) -> String {
     let total = findings.rows;
-    let mut out = format!("{input}: the first {}\n", count(total, "row"));
+    let mut out = format!("{input}: the first {}\n", counted(total, "row"));
     if findings.out_of_time {
         out += "(there was no time for more)\n";
     }
@@ -134,7 +139,7 @@ fn render(findings: &Findings, input: &str) -> String {
         return out + "\nnone of these rows would fail so far\n";
     }
     let failed = thousands(findings.rows_failed);
-    out += &format!("\n{failed} of {} would fail\n", count(total, "row"));
+    out += &format!("\n{failed} of {} would fail\n", counted(total, "row"));
     for group in &findings.failures {
         let place = group.node.as_deref().unwrap_or("input");
         out += &format!("  {place}: {} × {}\n", thousands(group.count), group.kind);
@@ -161,7 +166,7 @@ fn at_node(node: &NodeFindings) -> String {
         };
         parts.push(format!(
             "{} of {length} characters",
-            count(node.prompts, "prompt")
+            counted(node.prompts, "prompt")
         ));
     }
     for (n, what) in [
@@ -176,10 +181,5 @@ fn at_node(node: &NodeFindings) -> String {
             parts.push(format!("{} {what}", thousands(n)));
         }
     }
-    format!("{}: {}", count(node.rows, "row"), parts.join(", "))
-}
-
-fn count(n: u64, what: &str) -> String {
-    let end = if n == 1 { "" } else { "s" };
-    format!("{} {what}{end}", thousands(n))
+    format!("{}: {}", counted(node.rows, "row"), parts.join(", "))
 }

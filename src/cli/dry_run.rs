@@ -10,7 +10,7 @@ use super::inspect::tree_options;
 use super::{Exit, explain_error, printer::Printer};
 use crate::engine::broker::Broker;
 use crate::engine::client::address;
-use crate::event::EventSender;
+use crate::event::{EventSender, counted};
 use crate::node::ahead::{Ahead, CHILDREN, Preview};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
@@ -95,9 +95,12 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
         Ahead::Filtered => "is filtered: the row ends here".to_owned(),
         Ahead::Skipped => "is skipped: its `when` is false".to_owned(),
         Ahead::Children(count) if *count > CHILDREN => {
-            format!("leaves {count} rows; the first {CHILDREN} are shown")
+            format!(
+                "leaves {}; the first {CHILDREN} are shown",
+                counted(*count as u64, "row")
+            )
         }
-        Ahead::Children(count) => format!("leaves {count} rows"),
+        Ahead::Children(count) => format!("leaves {}", counted(*count as u64, "row")),
         Ahead::Request { engine, body } => match plan.engines.get(engine.0) {
             Some(spec) => format!("asks {}\n{}", spec.name, request(spec, body)),
             None => String::new(),

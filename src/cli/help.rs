@@ -42,7 +42,7 @@ Examples:
       take engines from a file of their own; stop when more than 5 percent of the rows failed
 
 Exit codes:
-  0    all rows done
+  0    all rows done, or OUT was finished before, whatever its errors/ hold
   1    the run failed or stopped; the same command resumes it. If the first 100 rows all fail, the run
        stops, unless --max-errors says otherwise
   2    bad usage, chain or input; nothing was run, nothing was written

@@ -3,6 +3,7 @@
 mod args;
 mod check_rows;
 mod completions;
+mod csv_types;
 mod dry_run;
 mod engines;
 mod help;

@@ -7,17 +7,26 @@ use std::sync::Arc;
 use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
-use super::{Exit, compile, explain_error};
+use super::{Exit, compile, csv_types, explain_error};
 use crate::engine::broker::Broker;
-use crate::event::{Event, Recent, RunState, RunStats};
+use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
 use crate::report::{summary, thousands};
-use crate::run::{Dispatcher, ErrorLimit, Existing, Outcome, RunConfig, RunError, run as run_plan};
+use crate::run::{
+    Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
+};
 use crate::sink;
 use crate::source::open_input;
 
 /// Runs a chain.
 pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
+    let signals = match Signals::catch(move |moment| leave(moment, printer)) {
+        Ok(signals) => signals,
+        Err(error) => {
+            printer.error(&format!("error: cannot catch signals: {error}"));
+            return Exit::Failed;
+        }
+    };
     let compiled = match compile(&args.chain, printer) {
         Ok(compiled) => compiled,
         Err(exit) => return exit,
@@ -33,6 +42,9 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         printer.warning(&message);
     }
     let plan = Arc::new(compiled.plan);
+    if let Some(message) = csv_types::misfits(&plan, input.csv.as_deref()) {
+        printer.warning(&message);
+    }
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
     }
@@ -80,7 +92,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, Some(MaxErrors::Percent(percent))) => ErrorLimit::Percent(percent),
             (false, None) => ErrorLimit::Hopeless,
         },
-        signals: true,
+        signals: Some(signals),
     };
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {
@@ -99,6 +111,15 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     }
 }
 
+/// Ends the program at a signal that no run is there to hear.
+fn leave(moment: Moment, printer: Printer) {
+    printer.warning(match moment {
+        Moment::Before => "interrupted before any row was taken; the same command starts again",
+        Moment::Late => "interrupted: the same command goes on where this stopped",
+    });
+    std::process::exit(Exit::Interrupted as i32);
+}
+
 /// Says how the run ended.
 fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) -> Exit {
     let RunStats {
@@ -109,11 +130,7 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
         printer.notice(&format!(
             "{out} is finished already: nothing to do (--overwrite starts again)"
         ));
-        return if rows_failed > 0 {
-            Exit::RowErrors
-        } else {
-            Exit::Done
-        };
+        return Exit::Done;
     }
     let Outcome {
         stats, counts, times, ..
@@ -121,8 +138,7 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
     printer.notice(&summary(stats, counts, times, style(global), columns()));
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
-            let rows = thousands(rows_failed);
-            let are = if rows_failed == 1 { "row is" } else { "rows are" };
+            let (rows, are) = (counted(rows_failed, "row"), are(rows_failed));
             printer.notice(&format!("{rows} {are} in {out}/errors/"));
             Exit::RowErrors
         }
@@ -132,9 +148,9 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                 printer.error(&explain_error(error));
             }
             if outcome.unwritten > 0 {
-                let rows = thousands(outcome.unwritten);
+                let (rows, are) = (counted(outcome.unwritten, "more row"), are(outcome.unwritten));
                 printer.notice(&format!(
-                    "{rows} more rows are done and not written yet; the next run writes them without asking again"
+                    "{rows} {are} done and not written yet; the next run writes what is done without asking again"
                 ));
             }
             printer.notice("interrupted: the same command goes on where this stopped");

@@ -7,6 +7,7 @@ use miette::{
     ThemeCharacters, ThemeStyles,
 };
 
+use crate::event::counted;
 use crate::spec::{Code, Problem, Problems, Sources};
 
 /// How a report is drawn.
@@ -148,7 +149,7 @@ impl Report {
     fn count(&self) -> String {
         let warnings = self.problems.iter().filter(|p| p.code.is_warning()).count();
         let errors = self.problems.len() - warnings;
-        let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let plural = |n: usize, what: &str| counted(n as u64, what);
         match (errors, warnings) {
             (_, 0) => plural(errors, "error"),
             (0, _) => plural(warnings, "warning"),

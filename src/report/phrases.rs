@@ -1,12 +1,13 @@
 //! What a run is at, in words: the same on a terminal and in a log file.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use console::strip_ansi_codes;
 
 use super::style::Style;
 use super::text::{duration, percent, seconds, speed, thousands};
-use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status};
+use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status, are, counted};
 
 /// Seconds after which a row that holds up the writing is worth a word.
 const STRAGGLER: f64 = 5.0;
@@ -48,12 +49,12 @@ fn share_done(progress: &Progress) -> String {
     let done = progress.done();
     match progress.total {
         Some(total) => format!(
-            "{} of {} rows ({})",
+            "{} of {} ({})",
             thousands(done),
-            thousands(total),
+            counted(total, "row"),
             percent(done, total)
         ),
-        None => format!("{} rows", thousands(done)),
+        None => counted(done, "row"),
     }
 }
 
@@ -95,7 +96,9 @@ pub(super) fn waits_for(status: &Status) -> Option<String> {
 pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
     let mut text = format!("{} of {} busy", engine.in_flight, engine.limit);
     if engine.waiting > 0 {
-        text += &format!("{}{} wait for a slot", style.dot(), rows(engine.waiting as u64));
+        let waiting = engine.waiting as u64;
+        let wait = if waiting == 1 { "waits" } else { "wait" };
+        text += &format!("{}{} {wait} for a slot", style.dot(), counted(waiting, "row"));
     }
     text
 }
@@ -107,17 +110,12 @@ pub(super) fn straggler(progress: &Progress) -> Option<String> {
     if after == 0 {
         return None;
     }
-    let are = if after == 1 { "is" } else { "are" };
     Some(format!(
-        "row {row} is out for {}; {} after it {are} done",
+        "row {row} is out for {}; {} after it {} done",
         seconds(progress.stuck),
-        rows(after)
+        counted(after, "row"),
+        are(after)
     ))
-}
-
-fn rows(n: u64) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{} row{plural}", thousands(n))
 }
 
 /// A node's name, with its branch.
@@ -128,10 +126,11 @@ pub(super) fn node_name(node: &NodeInfo) -> String {
     }
 }
 
-/// Turns changes into lines; of failures only the first of each kind and place.
+/// Turns changes into lines; of failures only the first of each kind and place, and that there are more.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    shown: HashSet<(String, &'static str)>,
+    /// The kinds of failures at each node, and whether it was said that there are more.
+    shown: HashMap<(String, &'static str), bool>,
 }
 
 impl News {
@@ -139,20 +138,22 @@ impl News {
     pub(super) fn line(&mut self, event: &Event, progress: &Progress) -> Option<String> {
         let line = match event {
             Event::Resumed { rows, answers } => {
-                let of = progress
-                    .total
-                    .map_or_else(String::new, |total| format!(" of {}", thousands(total)));
+                let done = match progress.total {
+                    Some(total) => format!("{} of {} are", thousands(*rows), counted(total, "row")),
+                    None => format!("{} {}", counted(*rows, "row"), are(*rows)),
+                };
                 format!(
-                    "resuming: {}{of} rows are done, {} answers on file are not asked again",
-                    thousands(*rows),
-                    thousands(*answers)
+                    "resuming: {done} done, {} on file {} not asked again",
+                    counted(*answers, "answer"),
+                    are(*answers)
                 )
             }
             Event::RowsFailed {
-                node, kind, example, ..
-            } if self.shown.insert((node.clone(), kind.as_str())) => {
-                format!("row failed at {node} ({kind}): {example}; more of these go to errors/ silently")
-            }
+                node,
+                kind,
+                example,
+                count,
+            } => self.failed(node, kind.as_str(), example, *count)?,
             Event::EngineWaiting {
                 engine,
                 reason,
@@ -166,6 +167,23 @@ impl News {
             _ => return None,
         };
         Some(on_one_line(&line))
+    }
+
+    /// The line for rows that failed, if it says something new.
+    fn failed(&mut self, node: &str, kind: &'static str, example: &str, count: u64) -> Option<String> {
+        match self.shown.entry((node.to_owned(), kind)) {
+            Entry::Vacant(first) => {
+                let more = *first.insert(count > 1);
+                let more = if more {
+                    "; more of these go to errors/ silently"
+                } else {
+                    ""
+                };
+                Some(format!("row failed at {node} ({kind}): {example}{more}"))
+            }
+            Entry::Occupied(mut told) => (!told.insert(true))
+                .then(|| format!("more rows fail at {node} ({kind}): they go to errors/ silently")),
+        }
     }
 }
 
@@ -198,7 +216,7 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
     parts.extend(problem.clone());
     let mut text = parts.join(style.dot());
     if *missed > 0 {
-        text = format!("({} requests not shown) {text}", thousands(*missed));
+        text = format!("({} not shown) {text}", counted(*missed, "request"));
     }
     on_one_line(&text)
 }

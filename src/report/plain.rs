@@ -6,7 +6,7 @@ use super::phrases::{News, node_name, request, run_line, straggler, waits_for};
 use super::say;
 use super::style::Style;
 use super::text::{percent, seconds, speed, thousands};
-use crate::event::{Event, Progress, Report};
+use crate::event::{Event, Progress, Report, counted};
 
 /// Seconds between progress lines.
 const EVERY: f64 = 10.0;
@@ -67,7 +67,7 @@ impl Report for Plain {
 
     fn tick(&mut self, progress: &Progress) {
         if self.passed > 0 {
-            (self.out)(&format!("({} requests not shown)", thousands(self.passed)));
+            (self.out)(&format!("({} not shown)", counted(self.passed, "request")));
         }
         (self.told, self.passed) = (0, 0);
         if progress.seconds < self.due {

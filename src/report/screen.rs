@@ -5,7 +5,7 @@ use console::measure_text_width;
 use super::phrases::{engine_load, node_name, short_run_line as run_line, straggler, waits_for};
 use super::style::{Style, Tint};
 use super::text::{percent, seconds, short, speed, thousands};
-use crate::event::{NodeInfo, NodeProgress, Progress};
+use crate::event::{NodeInfo, NodeProgress, Progress, counted};
 
 /// Engines that get a line each.
 const ENGINES: usize = 3;
@@ -31,7 +31,12 @@ pub fn render(
     }
     let more = progress.status.engines.len().saturating_sub(ENGINES);
     if more > 0 {
-        below.push(format!("{:<10}{} {more} more engines", "", style.dots()));
+        below.push(format!(
+            "{:<10}{} {}",
+            "",
+            style.dots(),
+            counted(more as u64, "more engine")
+        ));
     }
     if let Some(cause) = waits_for(&progress.status) {
         let line = style.cut(&named("waits for", &cause), width);

@@ -4,7 +4,7 @@ use console::measure_text_width;
 
 use super::style::{Style, Tint};
 use super::text::{duration, row_time, thousands};
-use crate::event::{RunState, RunStats};
+use crate::event::{RunState, RunStats, counted};
 use crate::run::{Counts, NodeCounts, Times};
 
 /// A table of nodes with their fates and times, and a line of sums; two tables where one is too wide for a
@@ -171,9 +171,9 @@ fn sums(stats: &RunStats, times: &Times, style: Style) -> String {
         RunState::Stopped | RunState::Running => ("stopped", Tint::Red),
     };
     let mut line = format!(
-        "{}: {} rows in, {} out, {} in errors/, {}",
+        "{}: {} in, {} out, {} in errors/, {}",
         style.paint(tint, state),
-        thousands(stats.rows_in),
+        counted(stats.rows_in, "row"),
         thousands(stats.rows_out),
         thousands(stats.rows_failed),
         duration(stats.seconds)
@@ -184,8 +184,8 @@ fn sums(stats: &RunStats, times: &Times, style: Style) -> String {
     }
     if stats.rows_resumed > 0 {
         line += &format!(
-            ", with the {} rows before {}",
-            thousands(stats.rows_resumed),
+            ", with the {} before {}",
+            counted(stats.rows_resumed, "row"),
             duration(times.seconds.max(stats.seconds))
         );
     }

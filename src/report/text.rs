@@ -1,17 +1,6 @@
 //! Numbers and times as people read them.
 
-/// A number with thousands separated: `1,234,567`.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
+pub(crate) use crate::event::thousands;
 
 /// A number in at most five characters: `9,999`, `12.3k`, `123k`, `1.23M`.
 pub(super) fn short(n: u64) -> String {

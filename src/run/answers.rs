@@ -3,6 +3,7 @@
 //! Segments `answers/000000.log`, … hold frames `length u32 · checksum 8 bytes · payload`. A payload is
 //! `ordinal u64 · turn u32 · request digest 32 bytes · node · row id · answer` (texts with a u16
 //! length, the answer to the end). Whoever has an answer appends it with one `write()`; a thread syncs within 100 ms.
+//! What it could not sync stops the run: a disk that lost one answer would lose the next ones too.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -46,8 +47,13 @@ struct Place {
 struct Shared {
     /// Held for one `write()`, never across an await.
     segment: Mutex<Segment>,
+    /// Something was written since the last sync.
     dirty: AtomicBool,
     closed: AtomicBool,
+    /// Held for a sync; what went wrong with one, until somebody takes it.
+    synced: Mutex<Option<RunError>>,
+    /// A sync went wrong.
+    broken: AtomicBool,
 }
 
 /// The segment that is written to.
@@ -107,6 +113,8 @@ impl Ledger {
             segment: Mutex::new(segment),
             dirty: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            synced: Mutex::new(None),
+            broken: AtomicBool::new(false),
         });
         let own = shared.clone();
         let syncing = std::thread::Builder::new()
@@ -124,6 +132,23 @@ impl Ledger {
     /// Answers found on file that may be used again.
     pub(super) fn len(&self) -> u64 {
         self.found.len() as u64
+    }
+
+    /// An error when an answer could not be brought to the disk.
+    pub(super) fn check(&self) -> Result<(), RunError> {
+        if !self.shared.broken.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let error = self.shared.synced().take();
+        Err(error.unwrap_or_else(|| RunError::Bug {
+            message: "the ledger was used after it could not be synced".into(),
+        }))
+    }
+
+    /// Brings every answer to the disk.
+    pub(super) fn sync(&self) -> Result<(), RunError> {
+        self.shared.sync();
+        self.check()
     }
 
     /// The first segment that can hold answers of rows from `ordinal` on.
@@ -193,15 +218,34 @@ impl Shared {
         self.segment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn synced(&self) -> MutexGuard<'_, Option<RunError>> {
+        self.synced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Syncs what was written; whoever comes meanwhile waits for it.
+    fn sync(&self) {
+        let mut synced = self.synced();
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (file, path) = {
+            let segment = self.segment();
+            (
+                segment.file.try_clone(),
+                segment_path(&segment.dir, segment.number),
+            )
+        };
+        if let Err(source) = file.and_then(|file| file.into_file().sync_data()) {
+            tracing::error!(%source, path = %path.display(), "the ledger could not be synced");
+            synced.get_or_insert(RunError::Unsynced { path, source });
+            self.broken.store(true, Ordering::Release);
+        }
+    }
+
     fn sync_until_closed(&self) {
         loop {
             let closed = self.closed.load(Ordering::Acquire);
-            if self.dirty.swap(false, Ordering::AcqRel) {
-                let file = self.segment().file.try_clone();
-                if let Err(error) = file.and_then(|file| file.sync_data()) {
-                    tracing::error!(%error, "the ledger could not be synced");
-                }
-            }
+            self.sync();
             if closed {
                 return;
             }

@@ -16,7 +16,7 @@ use super::answers::Ledger;
 use super::checkpoint::{Checkpoint, Checkpointer, Job};
 use super::limits::ErrorLimit;
 use super::parking::{Parked, Parking};
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, counted, thousands};
 use crate::node::output::{Fate, Output};
 use crate::row::ErrorKind;
 use crate::sink::StreamWriter;
@@ -147,10 +147,11 @@ impl Committer {
         runtime: &tokio::runtime::Handle,
     ) -> (Checkpoint, Result<(), RunError>) {
         let result = match self.commit_all(&mut messages, runtime) {
-            Ok(complete) => self.close(complete),
+            Ok(complete) => self.sync_answers().and_then(|()| self.close(complete)),
             // What was committed before the limit was reached stays.
             Err(error @ RunError::TooManyErrors { .. }) => self
-                .submit(false)
+                .sync_answers()
+                .and_then(|()| self.submit(false))
                 .and_then(|()| self.checkpointer.wait())
                 .and(Err(error)),
             // After any other failure nothing more is named: the last checkpoint stands.
@@ -172,6 +173,7 @@ impl Committer {
         let mut last = Instant::now();
         let mut dirty = false;
         loop {
+            self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.check())?;
             let message = match messages.try_recv() {
                 Ok(message) => Some(message),
                 Err(_) => {
@@ -233,6 +235,11 @@ impl Committer {
             self.waiting.rows.fetch_sub(chunk.rows, Ordering::Relaxed);
         }
         Ok(waiting.is_empty())
+    }
+
+    /// Brings the answers of rows that are not committed to the disk too.
+    fn sync_answers(&self) -> Result<(), RunError> {
+        self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.sync())
     }
 
     /// Keeps a finished part until its turn comes; those of the chunk that is next stay in memory.
@@ -401,6 +408,6 @@ pub(super) fn open_outcomes(path: &Path, bytes: u64) -> Result<File, RunError> {
         .map_err(RunError::io(path))?
         .map_err(|len| RunError::Damaged {
             path: PathBuf::from(path),
-            problem: format!("{len} bytes instead of {bytes}"),
+            problem: format!("{} instead of {}", counted(len, "byte"), thousands(bytes)),
         })
 }

@@ -1,5 +1,7 @@
 //! Talks to the world: signals come in, events go out to reports.
 
+mod signals;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -7,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::executor::Halt;
 use super::watch::Tracker;
 use crate::event::{Event, EventSender, Progress, Report, Status};
+pub use signals::{Interrupted, Moment, Signals};
 
 /// Events that may wait for a slow reader; more are counted and dropped.
 const QUEUE: usize = 8192;
@@ -207,48 +209,4 @@ fn count(progress: &mut Progress, event: &Event) {
         }
         _ => {}
     }
-}
-
-/// Whether the user asked the run to end.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupted(Arc<AtomicBool>);
-
-impl Interrupted {
-    /// True after the first Ctrl-C, SIGTERM or SIGHUP.
-    pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// Turns signals into a halt: the first stops, the second abandons.
-pub(super) fn watch_signals(
-    halt: Halt,
-    interrupted: Interrupted,
-    events: EventSender,
-) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut term = signal(SignalKind::terminate())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        for times in 1.. {
-            tokio::select! {
-                _ = int.recv() => {}
-                _ = term.recv() => {}
-                _ = hup.recv() => {}
-            }
-            interrupted.0.store(true, Ordering::Release);
-            halt.stop.cancel();
-            if times > 1 {
-                halt.abandon.cancel();
-                return;
-            }
-            let message =
-                "stopping: requests in flight get 5 s, then everything is committed (again to stop now)";
-            events.send(Event::Warning {
-                message: message.into(),
-            });
-        }
-    });
-    Ok(())
 }

@@ -41,6 +41,14 @@ pub enum RunError {
         /// What differs, each as a phrase.
         differences: Vec<String>,
     },
+    /// OUT holds this run, finished, and an output is not what it was.
+    #[error("{} was changed or removed since the run finished ({problem}); restore it, use --resume to write all outputs again from the answers on file, or --overwrite to start again", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A private file cannot be understood.
     #[error("{} is damaged ({problem}); start again with --overwrite, or restore it", path.display())]
     Damaged {
@@ -53,6 +61,15 @@ pub enum RunError {
     #[error("cannot use {}", path.display())]
     Io {
         /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Answers are written and the disk does not keep them.
+    #[error("cannot bring the answers in {} to the disk", path.display())]
+    Unsynced {
+        /// The file of the ledger.
         path: PathBuf,
         /// The cause.
         #[source]
@@ -102,6 +119,9 @@ impl RunError {
                 | Self::Unusable { .. }
                 | Self::Foreign { .. }
                 | Self::Different { .. }
+                | Self::Altered { .. }
+                | Self::Damaged { .. }
+                | Self::Sink(SinkError::Altered { .. })
                 | Self::Setup(_)
                 | Self::Source(_)
                 | Self::Workers(_)

@@ -2,6 +2,7 @@
 
 use super::RunError;
 use super::counts::Counts;
+use crate::event::counted;
 
 /// Rows that must all fail before a run without `--max-errors` gives up.
 const HOPELESS: u64 = 100;
@@ -35,7 +36,10 @@ impl ErrorLimit {
             ),
             Self::FailFast if rows_failed > 0 => "a row failed and --fail-fast is set; see errors/".into(),
             Self::Rows(limit) if rows_failed > limit => {
-                format!("{rows_failed} rows failed, more than --max-errors {limit}; see errors/")
+                format!(
+                    "{} failed, more than --max-errors {limit}; see errors/",
+                    counted(rows_failed, "row")
+                )
             }
             Self::Percent(limit) => match over(limit / 100.0, rows_in, rows_failed, last) {
                 None => return Ok(()),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::Checkpoint;
 use super::counts::Counts;
-use super::outdir::Identity;
+use super::identity::Identity;
 use crate::node::timing::Timing;
 use crate::plan::Plan;
 

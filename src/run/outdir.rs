@@ -3,81 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
+use super::identity::Identity;
 use super::lock::Lock;
-use crate::source::{self, Fingerprint};
-
-/// What makes two runs the same run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Version of the private files.
-    pub version: u32,
-    /// A name for this run in logs and metadata.
-    pub run_id: String,
-    /// BLAKE3 of the chain file.
-    pub chain: String,
-    /// BLAKE3 of what the chain means: its graph with all models.
-    pub graph: String,
-    /// `vars` with `--set` applied.
-    pub vars: Value,
-    /// The engines: name, backend and model of each.
-    pub engines: Vec<String>,
-    /// The input files.
-    pub input: Vec<Fingerprint>,
-    /// `--format`, or the name of a sink of the user's.
-    pub format: String,
-    /// The extension of that sink's files; none for those of the house.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub extension: Option<String>,
-    /// `--max-lines-per-file`.
-    pub max_rows: u64,
-    /// Not `--no-flattened`.
-    pub flattened: bool,
-}
-
-/// The version of the files in `.chainette/`.
-pub(super) const VERSION: u32 = 1;
-
-impl Identity {
-    /// What differs from another run, as phrases.
-    fn differences(&self, other: &Self) -> Vec<String> {
-        let mut all = Vec::new();
-        let mut differs = |same: bool, phrase: &str| {
-            if !same {
-                all.push(phrase.to_owned());
-            }
-        };
-        differs(
-            self.version == other.version,
-            "its files are of another version of chainette",
-        );
-        differs(self.chain == other.chain, "the chain file was changed");
-        differs(
-            self.chain != other.chain || self.graph == other.graph,
-            "a file the chain refers to was changed",
-        );
-        differs(self.vars == other.vars, "the vars differ");
-        differs(self.engines == other.engines, "the engines differ");
-        let input = source::difference(&self.input, &other.input);
-        differs(input.is_none(), input.as_deref().unwrap_or_default());
-        let custom = self.extension.is_some() || other.extension.is_some();
-        let sinks = format!("its sink is `{}`, not `{}`", self.format, other.format);
-        let extensions = "its sink's files have another extension";
-        let phrase = if custom { &sinks } else { "--format differs" };
-        differs(self.format == other.format, phrase);
-        differs(
-            self.format != other.format || self.extension == other.extension,
-            extensions,
-        );
-        differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
-        differs(self.flattened == other.flattened, "--no-flattened differs");
-        all
-    }
-}
+use crate::event::{are, counted};
+use crate::sink::{SinkError, check_present};
 
 /// What to do with an OUT that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +40,15 @@ pub struct OutDir {
 
 impl OutDir {
     /// Opens or makes OUT for a run.
-    pub fn open(path: &Path, identity: Identity, existing: Existing) -> Result<Self, RunError> {
+    ///
+    /// # Errors
+    /// OUT is in use, is none of ours, or holds a run that this one cannot go on with.
+    pub fn open(
+        path: &Path,
+        identity: Identity,
+        existing: Existing,
+        limit: Option<u64>,
+    ) -> Result<Self, RunError> {
         let private = path.join(".chainette");
         let lock = Self::lock(path, &private).map_err(|error| match error {
             RunError::Io { source, .. } if is_final(&source) => RunError::Unusable {
@@ -135,14 +75,27 @@ impl OutDir {
             write_json(&out.private, &run_file, &out.identity, true)?;
             return Ok(out);
         };
-        let differences = found.differences(&out.identity);
+        let checkpoint: Option<Checkpoint> = match existing {
+            Existing::Overwrite => None,
+            Existing::Same | Existing::Keep => read_json(&out.private.join("checkpoint.json"))?,
+        };
+        let mut differences = found.differences(&out.identity);
+        differences.extend(checkpoint.as_ref().and_then(|done| too_far(done, limit)));
+        let altered = match &checkpoint {
+            Some(done) if done.finished && differences.is_empty() => out.altered(done),
+            _ => None,
+        };
         match existing {
             Existing::Overwrite => {
                 out.forget(true, found.extension.as_deref())?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             // What a stream holds is known too late to go on with anything but its answers.
-            Existing::Keep if !differences.is_empty() || out.identity.input.iter().any(|of| of.stream) => {
+            Existing::Keep
+                if !differences.is_empty()
+                    || altered.is_some()
+                    || out.identity.input.iter().any(|of| of.stream) =>
+            {
                 out.forget(false, found.extension.as_deref())?;
                 out.all_answers = true;
                 write_json(&out.private, &run_file, &out.identity, true)?;
@@ -154,11 +107,22 @@ impl OutDir {
                 });
             }
             Existing::Same | Existing::Keep => {
+                if let Some(error) = altered {
+                    return Err(error);
+                }
                 out.identity.run_id = found.run_id;
-                out.checkpoint = read_json(&out.private.join("checkpoint.json"))?;
+                out.checkpoint = checkpoint;
             }
         }
         Ok(out)
+    }
+
+    /// What is not there any more, or not as it was, of the shards of a finished run.
+    fn altered(&self, done: &Checkpoint) -> Option<RunError> {
+        match check_present(&self.path, &done.sinks, self.identity.extension()) {
+            Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
+            other => other.err().map(RunError::from),
+        }
     }
 
     /// Makes OUT if need be and locks it, when it is ours or empty.
@@ -203,6 +167,17 @@ impl OutDir {
         }
         Ok(())
     }
+}
+
+/// Says that more rows are done than are wanted.
+fn too_far(done: &Checkpoint, limit: Option<u64>) -> Option<String> {
+    let rows = done.position.ordinal;
+    let limit = limit.filter(|limit| *limit < rows)?;
+    Some(format!(
+        "{} {} done, more than --limit {limit}",
+        counted(rows, "row"),
+        are(rows)
+    ))
 }
 
 /// True when OUT holds a finished run that a run with these options would leave as it is, by all that can be seen

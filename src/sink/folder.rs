@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::SinkError;
 use super::stream_writer::Unsynced;
+use crate::event::{counted, thousands};
 use crate::node::output::Lines;
 
 /// A shard that is complete.
@@ -183,7 +184,11 @@ pub(super) fn check_rolled(rolled: &[Rolled], path: impl Fn(usize) -> PathBuf) -
         match fs::metadata(&path) {
             Ok(meta) if meta.len() == shard.bytes => {}
             Ok(meta) => {
-                let problem = format!("{} bytes instead of {}", meta.len(), shard.bytes);
+                let problem = format!(
+                    "{} instead of {}",
+                    counted(meta.len(), "byte"),
+                    thousands(shard.bytes)
+                );
                 return Err(altered(path, &problem));
             }
             Err(_) => return Err(altered(path, "it is missing")),
@@ -204,7 +209,7 @@ pub(super) fn reopen(path: &Path, bytes: u64) -> Result<File, SinkError> {
     if len < bytes {
         return Err(altered(
             path.to_owned(),
-            &format!("{len} bytes instead of {bytes}"),
+            &format!("{} instead of {}", counted(len, "byte"), thousands(bytes)),
         ));
     }
     file.set_len(bytes).map_err(SinkError::io(path))?;

@@ -4,12 +4,14 @@ mod custom;
 mod encoder;
 mod folder;
 mod parquet;
+mod present;
 mod shard;
 mod spool;
 mod stream_writer;
 
 pub use custom::{Rows, Shard, Sink};
 pub use folder::{Closed, Resumable, Rolled, ShardState, SpoolState};
+pub(crate) use present::check_present;
 pub use stream_writer::{Layout, SinkState, StreamWriter};
 pub(crate) use stream_writer::{Unsynced, sync_dir};
 

@@ -20,6 +20,7 @@ use super::folder::{
     part_path, remove_beyond, remove_where, reopen, shard_path,
 };
 use super::stream_writer::Unsynced;
+use crate::event::{counted, thousands};
 use crate::node::output::Lines;
 
 /// Full shards of a folder that may wait to be converted before its writer waits for them.
@@ -468,7 +469,11 @@ impl Job {
             return Ok(None);
         };
         if lines.lines != self.closed.rows {
-            let problem = format!("{} lines instead of {}", lines.lines, self.closed.rows);
+            let problem = format!(
+                "{} instead of {}",
+                counted(lines.lines, "line"),
+                thousands(self.closed.rows)
+            );
             return Err(altered(self.lines.clone(), &problem));
         }
         Ok(Some(Encoded {

@@ -10,6 +10,7 @@ use super::kind::Compression;
 use super::lines::{FileLines, Lines, SHOWN};
 use super::reader::{Place, Row, Rows};
 use super::{MAX_ROW_BYTES, SourceError};
+use crate::event::counted;
 use crate::row::write_str;
 
 /// The rows of a CSV text.
@@ -101,8 +102,8 @@ impl<R: BufRead + Send> CsvRows<R> {
         self.fields.split(record, self.records.separator);
         let (found, expected) = (self.fields.ends.len(), self.columns.len());
         if found != expected {
-            let s = if found == 1 { "" } else { "s" };
-            return Err(format!("{found} field{s}, and the header has {expected}"));
+            let found = counted(found as u64, "field");
+            return Err(format!("{found}, and the header has {expected}"));
         }
         for (column, value) in self.columns.iter().zip(self.fields.iter()) {
             data.extend_from_slice(column);

@@ -1,5 +1,6 @@
 //! Why an input cannot be used, or read on.
 
+use crate::event::counted;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -73,7 +74,7 @@ impl SourceError {
     pub(crate) fn goes_on(rows: u64) -> Self {
         Self::OtherStream {
             name: "stdin".into(),
-            problem: format!("it goes on after the {rows} rows it had"),
+            problem: format!("it goes on after the {} it had", counted(rows, "row")),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use glob::MatchOptions;
 
 use super::files::{Files, InputFile};
-use super::kind::{Kind, READ};
+use super::kind::{Format, Kind, READ};
 use super::stdin::{NAME, Stream};
 use super::{Fingerprint, Input, Position, Source, SourceError};
 
@@ -19,6 +19,8 @@ pub struct Opened {
     pub input: Arc<dyn Input>,
     /// Files and folders that lie in a folder or match a glob and are of no kind that is read.
     pub ignored: Vec<PathBuf>,
+    /// The first of its files whose values are all strings (CSV, TSV).
+    pub csv: Option<PathBuf>,
 }
 
 /// Finds the input that `given` names: `-`, a file, a folder or a glob. A path that exists is taken
@@ -31,6 +33,7 @@ pub fn open_input(given: &Path, out: &Path) -> Result<Opened, SourceError> {
         return Ok(Opened {
             input: Arc::new(Stream::stdin()?),
             ignored: Vec::new(),
+            csv: None,
         });
     }
     let mut found = Found {
@@ -59,10 +62,15 @@ pub fn open_input(given: &Path, out: &Path) -> Result<Opened, SourceError> {
     } = found;
     files.sort_by(|(a, _), (b, _)| bytes(a).cmp(bytes(b)));
     ignored.sort_by(|a, b| bytes(a).cmp(bytes(b)));
+    let csv = files
+        .iter()
+        .find(|(_, kind)| matches!(kind.format, Format::Csv(_)));
+    let csv = csv.map(|(path, _)| path.clone());
     let files = files.into_iter().map(|(path, kind)| InputFile::check(path, kind));
     Ok(Opened {
         input: Arc::new(Files(files.collect::<Result<_, _>>()?)),
         ignored,
+        csv,
     })
 }
 

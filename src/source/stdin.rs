@@ -10,6 +10,7 @@ use super::jsonl::JsonlRows;
 use super::lines::Lines;
 use super::reader::{Opened, Place, Row, RowSource, Rows};
 use super::{Fingerprint, Input, Position, Source, SourceError};
+use crate::event::{counted, thousands};
 
 /// What stdin is called as an input.
 pub(super) const NAME: &str = "-";
@@ -88,12 +89,18 @@ impl StreamRows {
             if self.next(&mut row)?.is_none() {
                 let rows = start.ordinal;
                 return Err(other(format!(
-                    "it ends after {passed} rows, {rows} were read before"
+                    "it ends after {}, {} were read before",
+                    counted(passed, "row"),
+                    thousands(rows)
                 )));
             }
         }
         if self.check != start.check {
-            return Err(other(format!("its first {} rows differ", start.ordinal)));
+            let (rows, s) = match start.ordinal {
+                1 => ("row".to_owned(), "s"),
+                n => (counted(n, "row"), ""),
+            };
+            return Err(other(format!("its first {rows} differ{s}")));
         }
         if start.file > 0 && self.next(&mut row)?.is_some() {
             return Err(SourceError::goes_on(start.ordinal));

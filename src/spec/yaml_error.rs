@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::event::counted;
 use serde_saphyr::granit_parser::ErrorKind;
 
 /// A syntax error, explained.
@@ -213,7 +214,8 @@ fn indented(text: &str, at: usize, line: &Range<usize>) -> Fault {
         .collect();
     let help = match above.first() {
         Some(above) if *above != column => format!(
-            "this line begins with {column} spaces, the keys of the line above with {above}; keys of one mapping begin in the same column"
+            "this line begins with {}, the keys of the line above with {above}; keys of one mapping begin in the same column",
+            counted(column as u64, "space")
         ),
         _ => "keys of one mapping and items of one list begin in the same column".to_owned(),
     };

@@ -1,6 +1,7 @@
 //! The broker: who may call an engine, who waits, and when a run gives up.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use chainette::engine::broker::Broker;
@@ -40,6 +41,15 @@ async fn many(broker: &Broker, n: usize) -> Vec<Result<Reply, Stop>> {
     futures::future::join_all((0..n).map(|_| through(broker))).await
 }
 
+/// Waits for what can be seen.
+async fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 fn idle(broker: &Broker) {
     for load in broker.load() {
         assert_eq!((load.in_flight, load.waiting), (0, 0), "{load:?}");
@@ -55,7 +65,11 @@ fn leases_bound_what_is_in_flight_and_all_come_back() {
         // Rows that are given up leave the queue and give back their places.
         let some = many(&broker, 40);
         let _given_up = tokio::time::timeout(Duration::from_millis(12), some).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The server hears of it a little later.
+        eventually("an idle engine", || {
+            server.stats().in_flight == 0 && broker.load()[0].in_flight == 0
+        })
+        .await;
         idle(&broker);
         assert!(many(&broker, 8).await.iter().all(Result::is_ok));
     });
@@ -88,9 +102,11 @@ fn rows_wait_for_an_engine_that_is_down_and_one_probes() {
             let broker = broker.clone();
             async move { many(&broker, 20).await }
         });
-        tokio::time::sleep(Duration::from_millis(900)).await;
-        assert_eq!(broker.load()[0].cause.as_deref(), Some("connection refused"));
-        assert_eq!(broker.load()[0].in_flight, 0);
+        eventually("rows that wait", || {
+            let load = &broker.load()[0];
+            load.cause.as_deref() == Some("connection refused") && load.in_flight == 0
+        })
+        .await;
         server.restart();
         let rows = rows.await.expect("no panic");
         assert!(rows.iter().all(Result::is_ok), "{rows:?}");
@@ -107,9 +123,9 @@ fn rows_wait_for_an_engine_that_is_down_and_one_probes() {
 #[test]
 fn while_loading_one_probe_at_a_time() {
     let server = TestServer::start({
-        let start = Instant::now();
+        let start = OnceLock::new();
         move |_| {
-            if start.elapsed() < Duration::from_millis(1200) {
+            if start.get_or_init(Instant::now).elapsed() < Duration::from_millis(1200) {
                 Answer::status(503, "Loading model").after(Duration::from_millis(20))
             } else {
                 Answer::text("ok")
@@ -119,17 +135,17 @@ fn while_loading_one_probe_at_a_time() {
     let broker = Broker::new(&[spec(&server.url())], EventSender::none()).expect("good");
     let rows = block_on(many(&broker, 30));
     assert!(rows.iter().all(Result::is_ok), "{rows:?}");
-    // Four at first, then single probes after about 0.5 s and 1 s and so on.
+    // Four at first, then single probes after about 0.5 s and 1 s and so on; fewer where all is slow.
     let refused = server.stats().asked - server.stats().answered;
-    assert!((4..=8).contains(&refused), "{refused}");
+    assert!((1..=8).contains(&refused), "{refused}");
 }
 
 #[test]
 fn retry_after_is_waited_out_and_concurrency_halved() {
     let server = TestServer::start({
-        let start = Instant::now();
+        let count = AtomicUsize::new(0);
         move |_| {
-            if start.elapsed() < Duration::from_millis(300) {
+            if count.fetch_add(1, Ordering::SeqCst) < 4 {
                 Answer::Status {
                     code: 429,
                     headers: vec![("retry-after", "1".into())],
@@ -147,7 +163,10 @@ fn retry_after_is_waited_out_and_concurrency_halved() {
             let broker = broker.clone();
             async move { many(&broker, 10).await }
         });
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        eventually("four refusals", || {
+            server.stats().asked >= 4 && broker.load()[0].in_flight == 0
+        })
+        .await;
         assert_eq!(broker.load()[0].limit, 2, "halved once for one wave");
         assert!(rows.await.expect("no panic").iter().all(Result::is_ok));
     });
@@ -191,12 +210,12 @@ fn a_hopeless_engine_stops_the_run_at_once() {
 
 #[test]
 fn stopping_turns_waiters_away_and_lets_calls_end() {
-    let server = TestServer::start(|_| Answer::text("ok").after(Duration::from_millis(100)));
+    let server = TestServer::start(|_| Answer::text("ok").after(Duration::from_secs(3)));
     let broker = Broker::new(&[spec(&server.url())], EventSender::none()).expect("good");
     let rows = block_on(async {
         let rows = many(&broker, 10);
         let stop = async {
-            tokio::time::sleep(Duration::from_millis(40)).await;
+            eventually("four calls", || server.stats().in_flight == 4).await;
             broker.stop();
         };
         futures::future::join(rows, stop).await.0
@@ -267,8 +286,8 @@ fn own_engines_take_part() {
 fn a_failed_probe_hands_over_to_the_next_in_line() {
     // The row whose request hangs must not keep the others from finding the engine back.
     let server = TestServer::start({
-        let count = std::sync::atomic::AtomicUsize::new(0);
-        move |_| match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        let count = AtomicUsize::new(0);
+        move |_| match count.fetch_add(1, Ordering::SeqCst) {
             0 => Answer::status(503, "Loading model"),
             1 => Answer::Hang,
             _ => Answer::text("ok"),
@@ -291,7 +310,7 @@ fn a_failed_probe_hands_over_to_the_next_in_line() {
         // Given up by its row before the engine said anything.
         let _given_up = tokio::time::timeout(Duration::from_millis(50), probe.call(&rendered, 0)).await;
         drop(probe);
-        let others = tokio::time::timeout(Duration::from_secs(5), others).await;
+        let others = tokio::time::timeout(Duration::from_secs(60), others).await;
         let others = others.expect("nobody waits for ever").expect("no panic");
         assert!(others.iter().all(Result::is_ok), "{others:?}");
     });
@@ -314,7 +333,8 @@ fn the_queue_of_many_rows_is_quick() {
         tokio::task::yield_now().await;
         drop(lease);
     })));
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // A second at most, where nothing else runs; a queue that is searched takes minutes.
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     idle(&broker);
 }
 

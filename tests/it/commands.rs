@@ -50,7 +50,7 @@ fn a_command_that_misbehaves_fails_only_the_row() {
          elif n == 22: sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()\n    \
          elif n == 23: say(row_id=id, outputs=[{'a': [[]]}, '\\u00e9'])\n    else: say(row_id=id, outputs=[{'n': n}])",
     );
-    let ran = command(&code, rows(60), ", timeout: 2s").run(&["--max-errors", "50"]);
+    let ran = command(&code, rows(60), ", timeout: 8s").run(&["--max-errors", "50"]);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     insta::assert_snapshot!(messages(&ran).join("\n"));
     assert_eq!(ran.fates("a").split('/').next(), Some("60"));

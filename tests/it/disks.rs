@@ -1,8 +1,13 @@
 //! Disks that are full or read-only.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::harness::{BINARY, Bench, COPY, PICKY, assert_stderr, rows, tree, tree_of, two_steps};
+use crate::harness::{
+    BINARY, Bench, COPY, PICKY, assert_stderr, ends_within, rows, stderr_of, tree, tree_of, two_steps, until,
+};
 use crate::server::{Answer, TestServer};
 
 /// Runs a shell script that may mount: `$B` is the binary. Its stdout.
@@ -113,4 +118,46 @@ fn out_is_read_only() {
          done",
     );
     assert_stderr!(said);
+}
+
+/// A sync that fails behind the rows' backs stops the run: what it had to bring to the disk is not safe.
+#[test]
+fn an_answer_that_cannot_be_synced() {
+    let (armed, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (armed_there, asked_there) = (armed.clone(), asked.clone());
+    // More than a segment of the ledger, so that it goes on in the next one.
+    let server = TestServer::start(move |question| {
+        let first = question.user() == "say 0";
+        while !first && !armed_there.load(Ordering::SeqCst) {
+            asked_there.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Answer::text((0..450_000).map(|n| format!("{n} ")).collect::<String>())
+    });
+    let chain = format!(
+        "name: t\nengines: {{e: {{backend: openai, model: m, endpoint: \"{}\", concurrency: 1}}}}\nsteps:\n  \
+         - {{id: ask, engine: e, user_prompt: \"say {{{{ a }}}}\", yield_output: false}}\n  \
+         - {{id: n, apply: {{jq: '{{len: (.text | length)}}'}}}}\n",
+        server.url()
+    );
+    let bench = Bench::new(&chain, rows(30));
+    let mut child = bench.spawn(&[]);
+    until("second question", || asked.load(Ordering::SeqCst));
+    // What is written there is taken, and cannot be synced.
+    let next = bench.dir.path().join("out/.chainette/answers/000001.log");
+    std::os::unix::fs::symlink("/dev/null", &next).expect("OUT is writable");
+    armed.store(true, Ordering::SeqCst);
+    let code = ends_within(&mut child, Duration::from_secs(300));
+    let said = stderr_of(&mut child);
+    assert_eq!(code, 1, "{said}");
+    let cause =
+        "error: cannot bring the answers in out/.chainette/answers/000001.log to the disk: Invalid argument";
+    assert!(said.contains(cause), "{said}");
+    assert!(
+        said.contains("the same command goes on where this stopped"),
+        "{said}"
+    );
+    std::fs::remove_file(&next).expect("the link is there");
+    let ran = bench.run(&[]);
+    assert_eq!((ran.code, ran.lines("n").len()), (0, 30), "{}", ran.stderr);
 }

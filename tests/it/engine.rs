@@ -21,8 +21,8 @@ pub fn spec(url: &str) -> EngineSpec {
         headers: Vec::new(),
         concurrency: Concurrency::Fixed(4),
         timeout: Timeouts {
-            first_byte: Duration::from_millis(300),
-            between_bytes: Duration::from_millis(300),
+            first_byte: Duration::from_secs(60),
+            between_bytes: Duration::from_secs(60),
             ..Timeouts::default()
         },
         max_reply: 1 << 20,
@@ -111,7 +111,10 @@ fn every_status_has_its_class() {
         assert_eq!(class(&answer(Answer::status(code, "no"))), expected, "{code}");
     }
     assert_eq!(class(&answer(Answer::status(503, "Loading model"))), "Down");
-    assert_eq!(class(&answer(Answer::Hang)), "fault timeout");
+    let server = TestServer::start(|_| Answer::Hang);
+    let mut impatient = spec(&server.url());
+    impatient.timeout.first_byte = Duration::from_millis(300);
+    assert_eq!(class(&call(&impatient)), "fault timeout");
     assert_eq!(class(&answer(Answer::Close)), "fault http");
     assert_eq!(class(&answer(Answer::CloseMidBody)), "fault http");
     assert_eq!(class(&answer(Answer::Raw("not json".into()))), "fault http");

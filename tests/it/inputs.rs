@@ -452,13 +452,14 @@ fn a_path_that_is_not_utf8() {
     let bench = Bench::new(COPY, "");
     let name = std::ffi::OsStr::from_bytes(b"\xff.jsonl");
     fs::write(bench.dir.path().join(name), "{\"a\":1}\nbad\n").expect("it can be written");
-    for _ in 0..2 {
+    // The second time it is finished already.
+    for code in [3, 0] {
         let output = command(&bench, &["run", "chain.yaml"])
             .arg(name)
             .arg("out")
             .output();
         let ran = bench.ran(&output.expect("the command starts"));
-        assert_eq!(ran.code, 3, "{}", ran.stderr);
+        assert_eq!(ran.code, code, "{}", ran.stderr);
         assert_eq!(ran.error()["file"], "\u{fffd}.jsonl");
     }
 }

@@ -153,3 +153,24 @@ fn a_line_of_fifty_megabytes_is_a_row() {
     let lens: Vec<usize> = ran.lines("n").iter().map(String::len).collect();
     assert_eq!(lens, [50_000_015, "{\"row_id\":\"1\",\"n\":2}".len()]);
 }
+
+/// One is one: no "1 rows", and no word of more failures while there are none.
+#[test]
+fn one_of_each() {
+    let bench = Bench::new(PICKY, "{\"bad\": 1}\n");
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 3);
+    assert!(!ran.stderr.contains("silently"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("finished: 1 row in, "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("1 row is in out/errors/"), "{}", ran.stderr);
+    // In chunks of their own: the second is told of once, the third not at all.
+    bench.write("in.jsonl", "{\"bad\": 1}\n".repeat(3));
+    let ran = bench.run(&["--overwrite", "--batch-size", "1"]);
+    assert_eq!(ran.stderr.matches("row failed at n (apply): no\n").count(), 1);
+    let more = "more rows fail at n (apply): they go to errors/ silently\n";
+    assert_eq!(ran.stderr.matches(more).count(), 1, "{}", ran.stderr);
+    let ran = bench.run(&["--overwrite"]);
+    let first = "row failed at n (apply): no; more of these go to errors/ silently\n";
+    assert_eq!(ran.stderr.matches(first).count(), 1, "{}", ran.stderr);
+    assert!(!ran.stderr.contains("more rows fail"), "{}", ran.stderr);
+}

@@ -54,6 +54,7 @@ mod raw;
 mod readme;
 mod reference;
 mod reference_test;
+mod refused;
 mod requests;
 mod resuming;
 mod review;

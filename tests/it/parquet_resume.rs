@@ -259,6 +259,6 @@ fn what_was_changed_meanwhile_is_said() {
     let lines = ran.out.join(".chainette/spool/keep/001.jsonl");
     fs::remove_file(&lines).expect("the lines of a run with a limit are kept");
     let ran = run(&bench, &["--max-lines-per-file", "7"]);
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
     insta::assert_snapshot!(ran.stderr.lines().find(|line| line.contains("spool")).unwrap_or_default(), @"error: out/.chainette/spool/keep/001.jsonl was changed or removed since the run stopped (it is missing); restore it, or start again with --overwrite");
 }

@@ -87,11 +87,15 @@ fn a_pipe_resumes_with_the_same_bytes() {
         assert_eq!(tree(&ran.out), before, "nothing is written");
     };
     again(&rows(1..3000), &[], "the input is another one");
-    again(&whole.replace(":999}", ":-1}"), &[], "its first 1000 rows differ");
+    again(
+        &whole.replace(":999}", ":-1}"),
+        &[],
+        "its first 1,000 rows differ",
+    );
     again(
         &rows(0..999),
         &[],
-        "it ends after 999 rows, 1000 were read before",
+        "it ends after 999 rows, 1,000 were read before",
     );
     again("", &[], "the input is another one");
     let ran = pipe(&bench, whole.as_bytes(), &[]);

@@ -37,7 +37,8 @@ fn killed_runs_with_processes_leave_the_same_files() {
         cli::kill(&mut child);
     }
     let ran = bench.run(&["--batch-size", "100"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    // The last kill may have come too late: then it is finished already.
+    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
     assert!(tree(&ran.out) == expected, "the files differ after {kills} kills");
     assert!(kills > 0, "nothing was killed");
     until("the workers' end", || living(bench.dir.path()).is_empty());

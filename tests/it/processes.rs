@@ -353,11 +353,11 @@ fn a_row_that_kills_its_worker_harms_no_other() {
 #[test]
 fn a_row_that_takes_too_long_is_given_up() {
     let code = "import time\ndef f(item):\n    if item['n'] == 5: time.sleep(1000)\n    return item\n";
-    let ran = python(code, rows(40), ", timeout: 1500ms").run(&[]);
+    let ran = python(code, rows(40), ", timeout: 6500ms").run(&[]);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert_eq!(
         messages(&ran),
-        ["5: the worker gave no answer within 1500 ms on this row"]
+        ["5: the worker gave no answer within 6500 ms on this row"]
     );
     assert_eq!(ran.fates("a"), "40/39/0/0/0/1");
 }

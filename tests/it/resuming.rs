@@ -40,26 +40,26 @@ fn a_finished_out_stays_as_it_is() {
         assert_eq!(ran.code, code, "{}", ran.stderr);
         let before = everything(&ran.out);
         let again = bench.run(&[]);
-        assert_eq!(again.code, code);
+        assert_eq!(again.code, 0);
         assert_eq!(
             again.stderr,
             "out is finished already: nothing to do (--overwrite starts again)\n"
         );
         let quiet = bench.run(&["--quiet"]);
-        assert_eq!((quiet.code, quiet.stderr.as_str()), (code, ""));
+        assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
         let json = bench.run(&["--json-logs"]);
         let events = events(&json.stderr);
         let last = events.last().expect("an event");
         assert_eq!(
             (json.code, &last["event"], &last["state"]),
-            (code, &json!("run_finished"), &json!("finished"))
+            (0, &json!("run_finished"), &json!("finished"))
         );
         for more in [
-            ["--limit", "5"],
+            ["--limit", "11"],
             ["--resume", "--no-icons"],
             ["--batch-size", "3"],
         ] {
-            assert_eq!(bench.run(&more).code, code);
+            assert_eq!(bench.run(&more).code, 0);
         }
         assert_eq!(everything(&ran.out), before);
     }
@@ -267,7 +267,7 @@ fn the_input_is_removed() {
     fs::remove_file(bench.dir.path().join("in.jsonl")).expect("the input can be removed");
     signal(&child, "-INT");
     signal(&child, "-INT");
-    assert_eq!(ends_within(&mut child, Duration::from_secs(10)), 130);
+    assert_eq!(ends_within(&mut child, Duration::from_secs(60)), 130);
     let before = everything(&bench.dir.path().join("out"));
     let ran = bench.run(&[]);
     assert_eq!(ran.code, 2);
@@ -318,7 +318,7 @@ fn a_shard_was_altered() {
         assert_eq!(ran.code, 1, "{}", ran.stderr);
         harm(&ran.out.join(name));
         let ran = bench.run(&shards);
-        assert_eq!(ran.code, 1, "{}", ran.stderr);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
         said += &format!("{name}\n{}", ran.stderr);
     }
     assert_stderr!(said);
@@ -356,7 +356,7 @@ fn a_lost_shard_is_named() {
     assert_eq!(bench.run(&[&shards[..], &["--limit", "30"]].concat()).code, 0);
     fs::remove_file(bench.dir.path().join("out/ask/001.jsonl")).expect("the shard is there");
     let ran = bench.run(&shards);
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
     assert!(
         ran.stderr.contains("out/ask/001.jsonl was changed or removed"),
         "{}",

@@ -203,3 +203,32 @@ fn good_rows_are_0_and_bad_input_is_2() {
         assert!(stderr.to_lowercase().contains("error"), "{args:?}: {stderr}");
     }
 }
+
+/// Every value of a CSV file is a string: a model that wants numbers is told so before all rows fail.
+#[test]
+fn numbers_that_no_csv_file_holds() {
+    let chain =
+        |model: &str| format!("name: t\ninput_model: {{{model}}}\nsteps:\n  - {{id: n, apply: {{jq: .}}}}\n");
+    let misfit = chain("text: string, stars: integer?, fresh: boolean, kind: a | b");
+    let csv = "text,stars,fresh,kind\ngood,5,true,a\n";
+    let dir = folder(&[
+        ("misfit.yaml", &misfit),
+        ("flag.yaml", &chain("text: string, 'is fresh': boolean")),
+        ("fits.yaml", &chain("text: string, stars: string, kind: a | b")),
+        ("rows.csv", csv),
+        (
+            "rows.jsonl",
+            "{\"text\": \"good\", \"stars\": 5, \"fresh\": true, \"kind\": \"a\"}\n",
+        ),
+    ]);
+    let checked = |chain: &str, rows: &str| invoke(dir.path(), &["inspect", chain, "--input", rows]).2;
+    let said = checked("misfit.yaml", "rows.csv");
+    insta::assert_snapshot!("numbers_in_csv", said.clone() + &checked("flag.yaml", "rows.csv"));
+    assert_eq!(checked("fits.yaml", "rows.csv"), "");
+    assert_eq!(checked("misfit.yaml", "rows.jsonl"), "");
+    let (code, _, stderr) = invoke(dir.path(), &["run", "misfit.yaml", "rows.csv", "out"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.starts_with(&said), "{stderr}");
+    let (code, _, stderr) = invoke(dir.path(), &["run", "misfit.yaml", "rows.csv", "out2", "--quiet"]);
+    assert_eq!((code, stderr.as_str()), (3, ""));
+}

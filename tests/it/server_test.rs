@@ -143,5 +143,6 @@ fn it_is_fast_enough_to_be_no_bottleneck() {
     });
     let rate = 4000.0 / start.elapsed().as_secs_f64();
     eprintln!("test server: {rate:.0} requests/s");
-    assert!(rate > 500.0, "{rate}");
+    // Thousands, where nothing else runs.
+    assert!(rate > 50.0, "{rate}");
 }

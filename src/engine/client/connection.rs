@@ -51,7 +51,7 @@ pub(super) struct Connection {
     key_env: Option<String>,
     reasoning: bool,
     http: Http,
-    /// BLAKE3 fed with name, backend and model; each digest goes on from here.
+    /// BLAKE3 fed with what else decides the reply than the request; each digest goes on from here.
     identity: blake3::Hasher,
 }
 
@@ -65,6 +65,10 @@ impl Connection {
         for part in [spec.name.as_str(), spec.backend.as_str(), spec.model.as_str()] {
             identity.update(&(part.len() as u64).to_le_bytes());
             identity.update(part.as_bytes());
+        }
+        if spec.reasoning == Some(true) {
+            // The same text may be taken apart in another way, whatever the request says.
+            identity.update(b"reasoning");
         }
         Ok(Self {
             name: spec.name.clone(),

@@ -1,5 +1,7 @@
 //! Applies: jq programs and closures on the CPU pool, Python functions and commands in processes of their own.
 
+mod hand;
+mod life;
 mod pool;
 mod process;
 mod wire;

@@ -1,16 +1,16 @@
 //! One worker's lives: rows in, answers out, and which row it was when a process dies.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::io;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
+use super::life::{End, Life};
 use super::pool::{Job, Pool};
 use super::process::Process;
-use super::wire::{self, Heard, MAX_ANSWER, Wire};
+use super::wire::{self, Wire};
 use crate::plan::Program;
 
 /// Rows in a worker's hand, at most.
@@ -31,12 +31,8 @@ const LONG_LOOK: Duration = Duration::from_secs(1);
 const STARTS: u32 = 3;
 /// How long a process may take to end once it has closed a pipe.
 const CLOSING: Duration = Duration::from_secs(1);
-/// How long answers may take once the process has closed its input.
-const UNASKED: Duration = Duration::from_secs(5);
 /// Rows that killed their worker one after another, from where on all others in hand are asked alone.
 const MANY: u32 = 3;
-/// Answers to rows that are answered already, before a worker is given up.
-const MAX_REPEATED: u32 = 10_000;
 
 /// One of a pool's workers: a process at a time.
 pub(super) struct Worker {
@@ -45,18 +41,6 @@ pub(super) struct Worker {
     suspects: VecDeque<Job>,
     /// Rows that may be in hand.
     window: usize,
-}
-
-/// Why a process is given up.
-enum End {
-    /// It closed its output, or is gone.
-    Output,
-    /// It closed its input and answers no more.
-    Input,
-    /// It did what no worker may do.
-    Wrong(String),
-    /// It took too long.
-    Late,
 }
 
 impl Worker {
@@ -303,330 +287,6 @@ impl Worker {
                 }
             }
             None => {}
-        }
-    }
-}
-
-/// One process from its start to its end.
-struct Life {
-    process: Process,
-    wire: Wire,
-    hand: Hand,
-    /// The row in hand is a suspect.
-    alone: bool,
-    /// The oldest row has been in hand for too long: no new ones until it is answered.
-    draining: bool,
-    /// Questions on their way, and how much of them is written.
-    out: Vec<u8>,
-    written: usize,
-    /// What was read and is not understood yet, and how much of it holds no line end.
-    held: Vec<u8>,
-    scanned: usize,
-    block: Vec<u8>,
-    answered: u64,
-    /// Of the last answer.
-    latency: Duration,
-    /// Answers since the window was changed.
-    since_change: usize,
-    /// When something last went forward.
-    alive: Instant,
-    /// When the process closed its input.
-    input_gone: Option<Instant>,
-}
-
-impl Life {
-    fn new(process: Process, wire: Wire) -> Self {
-        Self {
-            process,
-            hand: Hand::new(wire),
-            wire,
-            alone: false,
-            draining: false,
-            out: Vec::new(),
-            written: 0,
-            held: Vec::new(),
-            scanned: 0,
-            block: vec![0; 64 << 10],
-            answered: 0,
-            latency: Duration::ZERO,
-            since_change: 0,
-            alive: Instant::now(),
-            input_gone: None,
-        }
-    }
-
-    fn give(&mut self, job: Job) {
-        if self.hand.len() == 0 {
-            self.alive = Instant::now();
-        }
-        self.out.extend_from_slice(&job.question);
-        self.hand.add(job);
-    }
-
-    fn unsent(&self) -> &[u8] {
-        if self.input_gone.is_some() {
-            return &[];
-        }
-        self.out.get(self.written..).unwrap_or_default()
-    }
-
-    /// Writes as much as the pipe takes.
-    fn write(&mut self) -> Result<(), End> {
-        while !self.unsent().is_empty() {
-            let Some(input) = &self.process.input else {
-                return Err(End::Input);
-            };
-            match input.try_write(self.unsent()) {
-                Ok(written) => self.written += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => {
-                    // What it has taken it may still answer.
-                    self.input_gone = Some(Instant::now());
-                    self.process.input = None;
-                }
-            }
-        }
-        self.out.clear();
-        self.written = 0;
-        Ok(())
-    }
-
-    /// Reads once.
-    fn fill(&mut self) -> Result<bool, End> {
-        match self.process.output.try_read(&mut self.block) {
-            Ok(0) => Err(End::Output),
-            Ok(read) => {
-                self.held
-                    .extend_from_slice(self.block.get(..read).unwrap_or_default());
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(_) => Err(End::Output),
-        }
-    }
-
-    /// The first line that the process writes; none if it ends without one.
-    async fn first_line(&mut self) -> Option<Vec<u8>> {
-        loop {
-            self.process.output.readable().await.ok()?;
-            self.fill().ok()?;
-            if let Some(end) = memchr::memchr(b'\n', &self.held) {
-                return Some(self.held.drain(..=end).take(end).collect());
-            }
-            if self.held.len() > MAX_ANSWER {
-                return None;
-            }
-        }
-    }
-
-    /// Reads once, and hands on the answers that are complete.
-    fn read(&mut self, pool: &Pool) -> Result<(), End> {
-        if !self.fill()? {
-            return Ok(());
-        }
-        let held = std::mem::take(&mut self.held);
-        let now = Instant::now();
-        let mut from = 0;
-        let mut result = Ok(());
-        while let Some(len) = memchr::memchr(b'\n', held.get(from.max(self.scanned)..).unwrap_or_default()) {
-            let end = from.max(self.scanned) + len;
-            let line = held.get(from..end).unwrap_or_default();
-            from = end + 1;
-            result = self.line(line, pool, now);
-            if result.is_err() {
-                break;
-            }
-        }
-        self.held = held;
-        self.held.drain(..from);
-        self.scanned = self.held.len();
-        result?;
-        if self.held.len() > MAX_ANSWER {
-            let what = format!("wrote a line longer than {} MiB", MAX_ANSWER >> 20);
-            return Err(End::Wrong(what));
-        }
-        Ok(())
-    }
-
-    /// Understands one line and hands on its answer.
-    fn line(&mut self, line: &[u8], pool: &Pool, now: Instant) -> Result<(), End> {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if self.wire == Wire::Command && line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(());
-        }
-        let (job, answer) = match self.wire.hear(line).map_err(End::Wrong)? {
-            Heard::Next(answer) => (self.hand.next(), answer),
-            Heard::Row(id, answer) => match self.hand.find(&id) {
-                Found::Job(job) => (Some(job), answer),
-                Found::Repeated(times) if times <= MAX_REPEATED => {
-                    if times == 1 {
-                        pool.warn(&format!(
-                            "the program answered row {id} more than once; the first answer counts"
-                        ));
-                    }
-                    return Ok(());
-                }
-                Found::Repeated(_) => {
-                    return Err(End::Wrong(format!(
-                        "repeated itself more than {MAX_REPEATED} times"
-                    )));
-                }
-                Found::Unknown => {
-                    let what = format!(
-                        "answered for row_id `{}`, which it was not given",
-                        id.escape_debug()
-                    );
-                    return Err(End::Wrong(what));
-                }
-            },
-        };
-        let Some(Held { job, since }) = job else {
-            return Err(End::Wrong("answered more rows than it was given".to_owned()));
-        };
-        self.answered += 1;
-        self.since_change += 1;
-        self.latency = now.duration_since(since);
-        self.alive = now;
-        pool.answered();
-        // Nobody waits for it when the run was abandoned.
-        let _unwanted = job.reply.send(answer);
-        Ok(())
-    }
-
-    /// Looks at the clocks.
-    fn late(&mut self, limit: Duration) -> Option<End> {
-        if self.hand.len() == 0 {
-            self.draining = false;
-            return self.input_gone.map(|_| End::Input);
-        }
-        self.draining = self.hand.oldest().is_some_and(|since| since.elapsed() > limit);
-        if let Some(gone) = self.input_gone {
-            let quiet = gone.max(self.alive).elapsed();
-            return (quiet > UNASKED.min(limit)).then_some(End::Input);
-        }
-        (self.alive.elapsed() > limit).then_some(End::Late)
-    }
-}
-
-/// A row in hand.
-struct Held {
-    job: Job,
-    since: Instant,
-}
-
-/// Whose answer came.
-enum Found {
-    Job(Held),
-    /// A row that was answered before; how often that happened.
-    Repeated(u32),
-    Unknown,
-}
-
-/// The rows that a process has been given and has not answered.
-struct Hand {
-    rows: Rows,
-    /// Bytes of their questions.
-    bytes: usize,
-    given: u64,
-}
-
-enum Rows {
-    /// Answered in order.
-    Queue(VecDeque<Held>),
-    /// Answered in any order, by row id; with the ids answered since the hand was last empty.
-    Any {
-        held: HashMap<String, (u64, Held)>,
-        done: HashSet<String>,
-        repeated: u32,
-    },
-}
-
-impl Hand {
-    fn new(wire: Wire) -> Self {
-        let rows = match wire {
-            Wire::Python { .. } => Rows::Queue(VecDeque::new()),
-            Wire::Command => Rows::Any {
-                held: HashMap::new(),
-                done: HashSet::new(),
-                repeated: 0,
-            },
-        };
-        Self {
-            rows,
-            bytes: 0,
-            given: 0,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match &self.rows {
-            Rows::Queue(held) => held.len(),
-            Rows::Any { held, .. } => held.len(),
-        }
-    }
-
-    fn add(&mut self, job: Job) {
-        self.bytes += job.question.len();
-        self.given += 1;
-        let held = Held {
-            job,
-            since: Instant::now(),
-        };
-        match &mut self.rows {
-            Rows::Queue(rows) => rows.push_back(held),
-            Rows::Any { held: rows, .. } => {
-                rows.insert(held.job.row_id.clone(), (self.given, held));
-            }
-        }
-    }
-
-    fn next(&mut self) -> Option<Held> {
-        let Rows::Queue(rows) = &mut self.rows else {
-            return None;
-        };
-        let held = rows.pop_front()?;
-        self.bytes -= held.job.question.len();
-        Some(held)
-    }
-
-    fn find(&mut self, id: &str) -> Found {
-        let Rows::Any { held, done, repeated } = &mut self.rows else {
-            return Found::Unknown;
-        };
-        match held.remove(id) {
-            Some((_, row)) => {
-                self.bytes -= row.job.question.len();
-                // Enough to know a repetition by; who repeats itself does so soon.
-                if done.len() >= 4 * MAX_WINDOW {
-                    done.clear();
-                }
-                done.insert(id.to_owned());
-                Found::Job(row)
-            }
-            None if done.contains(id) => {
-                *repeated += 1;
-                Found::Repeated(*repeated)
-            }
-            None => Found::Unknown,
-        }
-    }
-
-    fn oldest(&self) -> Option<Instant> {
-        match &self.rows {
-            Rows::Queue(rows) => rows.front().map(|held| held.since),
-            Rows::Any { held, .. } => held.values().map(|(_, held)| held.since).min(),
-        }
-    }
-
-    /// The rows in the order in which they were given.
-    fn into_jobs(self) -> VecDeque<Job> {
-        match self.rows {
-            Rows::Queue(rows) => rows.into_iter().map(|held| held.job).collect(),
-            Rows::Any { held, .. } => {
-                let mut rows: Vec<(u64, Held)> = held.into_values().collect();
-                rows.sort_by_key(|(given, _)| *given);
-                rows.into_iter().map(|(_, held)| held.job).collect()
-            }
         }
     }
 }

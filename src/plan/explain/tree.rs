@@ -3,6 +3,7 @@
 use console::{measure_text_width, truncate_str};
 
 use super::types::type_of;
+use crate::event::counted;
 use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan, ProcessPlan, Program};
 use crate::spec::OnError;
 
@@ -199,8 +200,7 @@ impl Drawing<'_> {
             self.branch(branch, prefix, last);
             return;
         }
-        let plural = if branches.len() == 1 { "" } else { "es" };
-        let mut text = format!("parallel, {} branch{plural}", branches.len());
+        let mut text = format!("parallel, {}", counted(branches.len() as u64, "branch"));
         if let Some(when) = &group.when {
             text.push_str(&format!(", when {}", one_line(when.source())));
         }
@@ -216,8 +216,7 @@ impl Drawing<'_> {
             self.branch(branch, &below, hidden == 0 && at + 1 == shown);
         }
         if hidden > 0 {
-            let plural = if hidden == 1 { "" } else { "es" };
-            let text = format!("… {hidden} more branch{plural}");
+            let text = format!("… {}", counted(hidden as u64, "more branch"));
             self.entry(&below, true, &Entry::new("", text));
         }
     }
