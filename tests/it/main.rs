@@ -14,6 +14,7 @@ mod broken_inputs;
 mod broker;
 mod chains;
 mod cli;
+mod columns;
 mod commands;
 mod commands2;
 mod commit_points;
@@ -25,6 +26,7 @@ mod engine;
 mod fates;
 #[path = "gen.rs"]
 mod generate;
+mod given;
 mod harness;
 mod inputs;
 mod help;

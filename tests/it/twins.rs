@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::generate::{Apply, From, Model, Prompt, Reply, Step, When};
+use crate::generate::{Apply, From, Means, Model, Prompt, Reply, Step, When};
 
 /// Field names with their values as raw JSON, and the text they came as when nothing has changed it since.
 #[derive(Clone, Debug, Default)]
@@ -102,7 +102,17 @@ fn prompt(prompt: &Prompt, row: &Row) -> Option<String> {
     })
 }
 
-pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
+/// What a process gives back is printed anew; what jq lets through whole is the text that went in.
+pub fn apply(apply: &Apply, means: Means, row: &Row) -> Result<Vec<Record>, Failure> {
+    let anew = |record: Record| record.iter().map(|(k, v)| (k.clone(), canonical(v))).collect();
+    let outputs = outputs(apply, row)?.into_iter();
+    Ok(match means {
+        Means::Jq => outputs.collect(),
+        Means::Python(_) | Means::Command(_) => outputs.map(anew).collect(),
+    })
+}
+
+fn outputs(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
     let item: Record = row.item.iter().map(|(k, v)| (k.clone(), canonical(v))).collect();
     let get = |record: &Record, key: &str| record.get(key).map_or("null".to_owned(), |v| canonical(v));
     let raw = |from: &From| get(if *from == From::Item { &item } else { &row.input }, "n");
@@ -157,7 +167,7 @@ pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
 pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Record, Failure> {
     let user = prompt(&step.prompt, row).ok_or(("template", None, None))?;
     let system = format!("{} {:?} calm", id, step.model);
-    let (mut got, mut bad, mut cuts, mut runaways, mut limit) = (0, 0, 0, 0, 100);
+    let (mut got, mut bad, mut cuts, mut runaways, mut limit) = (0, 0, 0, 0, step.max_tokens);
     let mut asked_again = false;
     let mut last = None;
     loop {
@@ -169,7 +179,8 @@ pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Recor
                 (runaways == 2).then_some("runaway")
             }
             Reply::Cut(_) => {
-                (cuts, limit) = (cuts + 1, limit * 2);
+                // Without a limit it is twice what the reply took, and no reply here takes 128 tokens.
+                (cuts, limit) = (cuts + 1, if limit == 0 { 256 } else { limit * 2 });
                 (cuts == 2).then_some("truncated")
             }
             Reply::Text(text) => match output(step.model, text) {
