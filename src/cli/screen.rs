@@ -6,7 +6,7 @@ use super::args::Global;
 use super::inspect::tree_options;
 use super::printer::is_colourful;
 use crate::event::Report;
-use crate::plan::{Plan, explain};
+use crate::plan::{Plan, explain, explain::TreeOptions};
 use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, speaks_unicode};
 
 /// How screens are drawn on stderr, as the flags, the environment and the terminal say. A log file is
@@ -40,12 +40,11 @@ pub(super) fn columns() -> Option<usize> {
 /// The chain as a tree for the terminal: its signs, its width.
 pub(super) fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
     let style = style(global);
-    let mut options = tree_options(global);
-    options.no_icons = !style.icons;
-    let tree = style.spelled(&explain::tree(plan, options));
-    let lines: Vec<String> = tree
-        .lines()
-        .map(|line| style.cut(line, columns.saturating_sub(1)))
-        .collect();
-    lines.join("\n") + "\n\n"
+    let options = TreeOptions {
+        no_icons: !style.icons,
+        ascii: !style.unicode,
+        width: Some(columns.saturating_sub(1)),
+        ..tree_options(global)
+    };
+    explain::tree(plan, options) + "\n"
 }

@@ -28,7 +28,7 @@ const MAX_LINE: usize = 4096;
 const MAX_MESSAGE: usize = 1000;
 
 /// All problems of a chain.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Report {
     problems: Vec<Problem>,
     sources: Sources,
@@ -160,6 +160,13 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.render(Style::Plain))
+    }
+}
+
+/// As it is shown: what a program prints whose `main` returns it.
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{}", self.render(Style::Plain))
     }
 }
 

@@ -42,7 +42,7 @@ const TABLES: &[Table] = &[
     ("chain", accepted::CHAIN, keys::CHAIN),
     ("step", accepted::STEP, keys::STEP),
     ("apply", accepted::APPLY, keys::APPLY),
-    ("apply_kind", accepted::APPLY_KINDS, keys::APPLY_KINDS),
+    ("apply_kind", accepted::APPLY_KEYS, keys::APPLY_KINDS),
     ("group", accepted::GROUP, keys::GROUP),
     ("branch", accepted::BRANCH, keys::BRANCH),
     ("sampling", accepted::SAMPLING, keys::SAMPLING),
@@ -119,9 +119,11 @@ fn properties(mapping: &str, accepted: &[&str]) -> Map<String, Value> {
 /// What a key means, and whether this version acts on it.
 fn describe(mapping: &str, key: &str, about: &str) -> String {
     let served = match (mapping, key) {
-        ("engine", key) => accepted::ENGINE_SERVED.contains(&key),
+        ("engine", key) => {
+            let mut by_one = accepted::ENGINE_SERVED_BY.iter();
+            accepted::ENGINE_SERVED.contains(&key) || by_one.any(|(_, name)| *name == key)
+        }
         ("chain", key) => !accepted::UNSERVED_TOP.contains(&key),
-        ("apply_kind", key) => !accepted::UNSERVED_APPLIES.contains(&key),
         _ => true,
     };
     if served {
@@ -212,7 +214,6 @@ fn definitions() -> Value {
 /// `apply` runs exactly one thing.
 fn one_of_the_applies() -> Value {
     let kinds = accepted::APPLY_KINDS.iter();
-    let kinds = kinds.filter(|key| !accepted::APPLY_OPTIONS.contains(*key));
     let alternatives: Vec<Value> = kinds.map(|kind| json!({"required": [kind]})).collect();
     json!({"oneOf": alternatives})
 }

@@ -170,7 +170,9 @@ fn find(named: &Text, folder: &Path, problems: &mut Problems) -> Option<PathBuf>
             )
             .help(help);
     } else if name.is_empty() {
-        problems.add(Code::BadValue, named.span, "a program must have a name");
+        problems
+            .add(Code::BadValue, named.span, "a program must have a name")
+            .help("write the program and its arguments as a list: `command: [./tag.sh, --fast]`");
     }
     found
 }

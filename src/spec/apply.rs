@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use super::fields::{Fields, text};
 use super::problem::{Code, Problems};
-use super::yaml::{Node, Text};
+use super::yaml::{Node, Text, Yaml};
 
-const KINDS: [&str; 4] = ["jq", "python", "command", "closure"];
-const KEYS: &[&str] = &[
+/// What an Apply can run.
+pub(crate) const KINDS: [&str; 4] = ["jq", "python", "command", "closure"];
+/// That, and how.
+pub(crate) const KEYS: &[&str] = &[
     "jq",
     "python",
     "command",
@@ -70,6 +72,11 @@ pub(super) fn read_apply_kind(node: &Node, problems: &mut Problems) -> Option<Ap
     let fields = Fields::of(node, "`apply`", KEYS, problems)?;
     let mut kinds = KINDS.into_iter().filter(|kind| fields.has(kind));
     let Some(kind) = kinds.next() else {
+        // A key that was misspelt has been reported.
+        if matches!(&node.kind, Yaml::Map(entries) if entries.iter().any(|e| !KEYS.contains(&e.key.value.as_str())))
+        {
+            return None;
+        }
         problems
             .add(Code::MissingKey, fields.span(), "`apply` says nothing to run")
             .help("write `apply: {jq: '...'}`, `{python: \"file.py:function\"}` or `{command: [program, argument]}`");
@@ -77,7 +84,9 @@ pub(super) fn read_apply_kind(node: &Node, problems: &mut Problems) -> Option<Ap
     };
     if let Some(second) = kinds.next() {
         let message = format!("`apply` is one of `{kind}` and `{second}`");
-        problems.add(Code::BadValue, node.span, message);
+        problems
+            .add(Code::BadValue, node.span, message)
+            .help("keep one of them, or write two Applies, one after the other");
         return None;
     }
     let belongs: &[(&str, &str)] = match kind {
@@ -92,7 +101,9 @@ pub(super) fn read_apply_kind(node: &Node, problems: &mut Problems) -> Option<Ap
     for (key, owner) in belongs {
         if let Some(entry) = node.get(key) {
             let message = format!("`{key}` belongs to {owner}");
-            problems.add(Code::UnknownKey, entry.key.span, message);
+            problems
+                .add(Code::UnknownKey, entry.key.span, message)
+                .help("remove it");
         }
     }
     match kind {

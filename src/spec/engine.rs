@@ -56,7 +56,7 @@ pub(crate) const SERVED: &[&str] = &[
 ];
 
 /// The fields that this version acts on at one backend.
-const SERVED_BY: &[(Backend, &str)] = &[(Backend::Ollama, "context")];
+pub(crate) const SERVED_BY: &[(Backend, &str)] = &[(Backend::Ollama, "context")];
 
 /// The documented backends, aliases included.
 pub(crate) const BACKENDS: &[&str] = &[

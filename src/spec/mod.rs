@@ -26,14 +26,13 @@ use std::time::Duration;
 
 /// The keys that the loader takes, mapping by mapping: the JSON Schema of chain files is made of them.
 pub(crate) mod accepted {
+    pub(crate) use super::apply::{KEYS as APPLY_KEYS, KINDS as APPLY_KINDS};
     pub(crate) use super::chain::{ENGINES_FILE, KEYS as CHAIN, UNSERVED as UNSERVED_TOP};
     pub(crate) use super::engine::{
-        BACKENDS, FIELDS as ENGINE, SECRET_HEADERS, SERVED as ENGINE_SERVED, TIMEOUT,
+        BACKENDS, FIELDS as ENGINE, SECRET_HEADERS, SERVED as ENGINE_SERVED, SERVED_BY as ENGINE_SERVED_BY,
+        TIMEOUT,
     };
-    pub(crate) use super::steps::{
-        APPLY, APPLY_KINDS, APPLY_OPTIONS, APPLY_UNSERVED as UNSERVED_APPLIES, BRANCH, GROUP, RETRIES,
-        SAMPLING, SAMPLING_TAKEN, STEP,
-    };
+    pub(crate) use super::steps::{APPLY, BRANCH, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP};
 }
 
 /// The wire protocol of an engine.

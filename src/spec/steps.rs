@@ -28,12 +28,6 @@ pub(crate) const APPLY: &[&str] = &["id", "apply", "output_model", "yield_output
 pub(crate) const GROUP: &[&str] = &["parallel", "when"];
 /// The keys of a branch.
 pub(crate) const BRANCH: &[&str] = &["branch", "join", "collect", "when", "steps"];
-/// What an Apply can run, and how.
-pub(crate) const APPLY_KINDS: &[&str] = &["jq", "closure", "python", "command", "workers"];
-/// Those of them that this version does not run.
-pub(crate) const APPLY_UNSERVED: &[&str] = &["python", "command"];
-/// Those of them that only go with others.
-pub(crate) const APPLY_OPTIONS: &[&str] = &["workers"];
 /// How often a Step asks again.
 pub(crate) const RETRIES: &[&str] = &["transport", "output"];
 /// The sampling parameters that are checked; any other goes to the server as it is.

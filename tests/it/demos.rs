@@ -237,7 +237,9 @@ fn every_chain_reads_well() {
                 ran.stdout
             );
         }
-        let wide = ran.stdout.lines().find(|line| line.chars().count() > 110);
+        // Types are as long as they are: nothing is cut in a pipe.
+        let mut drawn = ran.stdout.lines().filter_map(|line| line.split('→').next());
+        let wide = drawn.find(|line| line.chars().count() > 110);
         assert_eq!(wide, None, "{name}: too wide to read");
     }
 }

@@ -102,7 +102,7 @@ fn bars_at_any_width() {
     let mut terminal = Terminal::start(&bench, &["--limit", "40"], &[], (80, 24));
     let screen = terminal.until("straggler", |screen| screen.contains("straggler"));
     assert!(
-        screen.starts_with("product-reviews 評価\n├── 🔧 clean  apply jq\n"),
+        screen.starts_with("product-reviews 評価\n├── 🔧 clean  apply jq  → any\n"),
         "{screen}"
     );
     assert_screen!("bars_at_80", live(&screen));

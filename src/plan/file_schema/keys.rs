@@ -183,7 +183,7 @@ pub(super) const APPLY_KINDS: &[Key] = &[
     (
         "python",
         "A Python function, `file.py:function`. It is given the item and returns None, a dict, or dicts.",
-        || json!({"type": "string", "pattern": "^.+:.+$"}),
+        || json!({"type": "string", "pattern": "^.+\\.py:.+$"}),
     ),
     (
         "command",
@@ -194,6 +194,16 @@ pub(super) const APPLY_KINDS: &[Key] = &[
         "workers",
         "Long-lived processes of a `python` or `command` Apply.",
         || count(1024),
+    ),
+    (
+        "timeout",
+        "How long a `python` or `command` Apply may take for one row; then the row fails.",
+        || def("duration"),
+    ),
+    (
+        "interpreter",
+        "The Python of a `python` Apply: a path relative to the chain file, or a name on PATH. Else the active virtual environment, else `python3`.",
+        || def("text"),
     ),
 ];
 
