@@ -1,12 +1,25 @@
 //! Runs the command on small chains and reads back what it wrote.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::server::{Answer, TestServer};
+
+/// The command.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_chainette");
+/// A chain that passes its rows on.
+pub const COPY: &str = "name: copy\nsteps:\n  - {id: n, apply: {jq: .}}\n";
+/// A chain that fails rows with `bad`.
+pub const PICKY: &str =
+    "name: picky\nsteps:\n  - {id: n, apply: {jq: 'if .bad then error(\"no\") else . end'}}\n";
 
 /// A folder with a chain, an input and an OUT.
 pub struct Bench {
@@ -50,6 +63,21 @@ impl Bench {
     pub fn run(&self, extra: &[&str]) -> Ran {
         let output = self.command(extra).output().expect("the command starts");
         self.ran(&output)
+    }
+
+    /// `chainette ARGS` in the folder.
+    pub fn invoke(&self, args: &[&str]) -> Ran {
+        let output = command_in(self.dir.path(), args).output();
+        self.ran(&output.expect("the command starts"))
+    }
+
+    /// Starts `run` with a stderr that can be read.
+    pub fn spawn(&self, extra: &[&str]) -> Child {
+        let mut command = self.command(extra);
+        command
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts")
     }
 
     /// What stands in OUT, whoever wrote it.
@@ -137,8 +165,8 @@ impl Ran {
 }
 
 /// All files below a folder with their bytes, but private ones and the changing part of the metadata.
-pub fn tree(out: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
-    fn walk(root: &Path, dir: &Path, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
+pub fn tree(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn walk(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(dir).expect("the folder is there") {
             let path = entry.expect("a folder entry").path();
             let name = path
@@ -165,17 +193,22 @@ pub fn tree(out: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
             files.insert(name, bytes);
         }
     }
-    let mut files = std::collections::BTreeMap::new();
+    let mut files = BTreeMap::new();
     walk(out, out, &mut files);
     files
 }
 
-/// `chainette ARGS` in a folder: exit code, stdout, stderr.
-pub fn invoke(dir: &Path, args: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chainette"));
+/// `chainette ARGS` in a folder.
+fn command_in(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
     command.current_dir(dir).args(args).env("NO_COLOR", "1");
     command.env_remove("CHAINETTE_LOG").env_remove("RUST_BACKTRACE");
-    let output = command.output().expect("the command starts");
+    command
+}
+
+/// `chainette ARGS` in a folder: exit code, stdout, stderr.
+pub fn invoke(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = command_in(dir, args).output().expect("the command starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (
         output.status.code().unwrap_or(-1),
@@ -183,3 +216,133 @@ pub fn invoke(dir: &Path, args: &[&str]) -> (i32, String, String) {
         text(&output.stderr),
     )
 }
+
+/// Rows `{"a": n}`.
+pub fn rows(n: usize) -> String {
+    (0..n).map(|n| format!("{{\"a\":{n}}}\n")).collect()
+}
+
+/// Runs into another folder and gives its tree.
+pub fn tree_of(bench: &Bench, out: &str, extra: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    let ran = bench.invoke(&[&["run", "chain.yaml", "in.jsonl", out], extra].concat());
+    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
+    tree(&bench.dir.path().join(out))
+}
+
+/// Every file and folder with its bytes, private ones too; only the lock may be touched.
+pub fn everything(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(next) = todo.pop() {
+        for entry in fs::read_dir(&next).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let bytes = if path.is_dir() {
+                todo.push(path.clone());
+                Vec::new()
+            } else {
+                fs::read(&path).expect("a file")
+            };
+            if !path.ends_with(".chainette/lock") {
+                found.insert(path.display().to_string(), bytes);
+            }
+        }
+    }
+    found
+}
+
+/// Sends a signal, `-INT` say.
+pub fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .status();
+    assert!(done.expect("kill starts").success());
+}
+
+/// Waits for what can be seen.
+pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no {what} within two minutes"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The end of a process, or a panic after `limit`.
+pub fn ends_within(child: &mut Child, limit: Duration) -> i32 {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status.code().unwrap_or(-1);
+        }
+        if start.elapsed() > limit {
+            child.kill().expect("a child can be killed");
+            let _reaped = child.wait();
+            panic!("it did not end within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The rest of what a child says.
+pub fn stderr_of(child: &mut Child) -> String {
+    let mut text = String::new();
+    let pipe = child.stderr.as_mut().expect("stderr is piped");
+    pipe.read_to_string(&mut text).expect("stderr is UTF-8");
+    text
+}
+
+/// Two Steps: `first` asks for the text, `second` for what first said.
+pub fn two_steps(server: &TestServer) -> Value {
+    json!({
+        "name": "two", "vars": {"tone": "kind"},
+        "engines": {"e": {"backend": "openai", "model": "m", "endpoint": server.url(), "concurrency": 4}},
+        "steps": [
+            {"id": "first", "engine": "e", "user_prompt": "say {{ a }}"},
+            {"id": "second", "engine": "e", "user_prompt": "{{ vars.tone }}: {{ first.text }}"},
+        ],
+    })
+}
+
+/// A server that says what it heard.
+pub fn echo() -> TestServer {
+    TestServer::start(|asked| Answer::text(format!("heard {}", asked.user())))
+}
+
+/// A folder with files.
+pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (name, content) in files {
+        fs::write(dir.path().join(name), content).expect("the folder is writable");
+    }
+    dir
+}
+
+/// The names in a folder.
+pub fn listing(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).expect("the folder is there");
+    entries
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
+}
+
+/// A stderr with times, speeds and process ids taken out.
+macro_rules! assert_stderr {
+    ($text:expr) => {
+        insta::with_settings!({filters => vec![
+            (r"\d+\.\d s( \([\d,]+/s\))?", "[time]"),
+            (r"(?m) +[\d.]+ (ns|µs|ms|s) +±.*$", "  [times]"),
+            (r"PID \d+", "PID [pid]"),
+            (r"/tmp/\.tmp\w+", "[dir]"),
+        ]}, { insta::assert_snapshot!($text) })
+    };
+}
+pub(crate) use assert_stderr;

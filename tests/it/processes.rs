@@ -1,20 +1,17 @@
-//! Python functions and commands: what they may return, how they may misbehave, and that nothing of them is left.
+//! Applies in Python: what a function may return, what it sees, how it may misbehave.
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::cli;
+use crate::commands::answering;
 use crate::harness::{Bench, Ran, tree};
 use crate::server::{Answer, TestServer};
 
 /// A chain with one Python Apply, `f` in `f.py`, and further options of it.
-fn python(code: &str, input: impl AsRef<[u8]>, options: &str) -> Bench {
+pub fn python(code: &str, input: impl AsRef<[u8]>, options: &str) -> Bench {
     let chain = format!(
         "name: t\nvars: {{tone: calm}}\nsteps:\n  - {{id: a, apply: {{python: \"f.py:f\"{options}}}}}\n"
     );
@@ -24,19 +21,19 @@ fn python(code: &str, input: impl AsRef<[u8]>, options: &str) -> Bench {
 }
 
 /// A chain with one command, a Python program `p.py`.
-fn command(code: &str, input: impl AsRef<[u8]>, options: &str) -> Bench {
+pub fn command(code: &str, input: impl AsRef<[u8]>, options: &str) -> Bench {
     let chain = format!("name: t\nsteps:\n  - {{id: a, apply: {{command: [python3, p.py]{options}}}}}\n");
     let bench = Bench::new(&chain, input);
     bench.write("p.py", code);
     bench
 }
 
-fn rows(n: usize) -> String {
+pub fn rows(n: usize) -> String {
     (0..n).map(|n| format!("{{\"n\":{n}}}\n")).collect()
 }
 
 /// `row_id: message` for each error.
-fn messages(ran: &Ran) -> Vec<String> {
+pub fn messages(ran: &Ran) -> Vec<String> {
     let errors = ran.errors();
     let text = |error: &Value, key: &str| error[key].as_str().expect("a text").to_owned();
     assert!(errors.iter().all(|error| error["kind"] == "apply"), "{errors:?}");
@@ -47,7 +44,7 @@ fn messages(ran: &Ran) -> Vec<String> {
 }
 
 /// Row ids in a folder.
-fn ids(ran: &Ran, folder: &str) -> Vec<String> {
+pub fn ids(ran: &Ran, folder: &str) -> Vec<String> {
     ran.values(folder)
         .iter()
         .map(|line| line["row_id"].as_str().expect("a text").to_owned())
@@ -55,7 +52,7 @@ fn ids(ran: &Ran, folder: &str) -> Vec<String> {
 }
 
 /// Command lines of living processes that mention a folder.
-fn living(dir: &Path) -> Vec<String> {
+pub fn living(dir: &Path) -> Vec<String> {
     let mark = dir.display().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
@@ -76,17 +73,6 @@ fn living(dir: &Path) -> Vec<String> {
         }
     }
     found
-}
-
-fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !reached() {
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "{what}: not within two minutes"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -419,225 +405,6 @@ fn batches_and_workers_change_no_byte() {
         files.remove("metadata.json");
         assert_eq!(first.get_or_insert_with(|| files.clone()), &files, "{options}");
     }
-}
-
-#[test]
-fn killed_runs_with_processes_leave_the_same_files() {
-    let code = "import os\ndef f(item):\n    n = item['n']\n    if n % 999 == 5: os._exit(3)\n    if n % 7 == 3: raise ValueError(n)\n    \
-                return [{'n': n, 'i': i, 's': list({'x', 'y', str(n)})} for i in range(n % 4)]\n";
-    let bench = python(code, rows(3000), "");
-    let whole = bench.run(&["--batch-size", "64"]);
-    assert_eq!(whole.code, 3, "{}", whole.stderr);
-    let expected = tree(&whole.out);
-    fs::remove_dir_all(&whole.out).expect("the folder can go");
-    let mut kills = 0;
-    for n in 0..5_u64 {
-        let mut child = bench
-            .command(&[])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the command starts");
-        let before = committed(&whole.out);
-        wait_until("a commit", || {
-            committed(&whole.out) > before || child.try_wait().expect("a child can be waited for").is_some()
-        });
-        std::thread::sleep(Duration::from_millis(n * 7));
-        kills += usize::from(child.try_wait().expect("a child can be waited for").is_none());
-        cli::kill(&mut child);
-    }
-    let ran = bench.run(&["--batch-size", "100"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert!(tree(&ran.out) == expected, "the files differ after {kills} kills");
-    assert!(kills > 0, "nothing was killed");
-    wait_until("the workers' end", || living(bench.dir.path()).is_empty());
-}
-
-/// Bytes that a run has written to its outcomes.
-fn committed(out: &Path) -> u64 {
-    fs::metadata(out.join(".chainette/outcomes")).map_or(0, |meta| meta.len())
-}
-
-/// Starts a run whose workers and their children hang on row 20, and waits until they do.
-fn hanging(bench: &Bench) -> Child {
-    let child = bench
-        .command(&["--batch-size", "4"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the command starts");
-    let dir = bench.dir.path();
-    wait_until("the hanging row", || dir.join("hangs").exists());
-    assert!(
-        living(dir).iter().any(|line| line.contains("grandchild")),
-        "{:?}",
-        living(dir)
-    );
-    child
-}
-
-const HANGS: &str = "import os, subprocess, sys, time\ndef f(item):\n    n = item['n']\n    if n in (7, 8): os._exit(1)\n    \
-                     if n == 20:\n        subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)', 'grandchild', os.getcwd()])\n        \
-                     open('hangs', 'w').close()\n        time.sleep(1000)\n    return item\n";
-
-#[test]
-fn no_process_is_left_behind() {
-    // How the run is ended, its exit code, and how often it is told.
-    for (signal, times, code) in [
-        (Signal::SIGINT, 1, Some(130)),
-        (Signal::SIGINT, 2, Some(130)),
-        (Signal::SIGTERM, 1, Some(130)),
-        (Signal::SIGKILL, 1, None),
-    ] {
-        let bench = python(HANGS, rows(40), ", workers: 2");
-        let mut child = hanging(&bench);
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a small number"));
-        for _ in 0..times {
-            kill(pid, signal).expect("it can be told");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let mut status = None;
-        wait_until("the end", || {
-            status = child.try_wait().expect("a child can be waited for");
-            status.is_some()
-        });
-        assert_eq!(status.expect("it has ended").code(), code, "{signal} × {times}");
-        if code.is_some() {
-            assert_eq!(
-                living(bench.dir.path()),
-                Vec::<String>::new(),
-                "{signal} × {times}"
-            );
-        }
-        wait_until("the end of all", || living(bench.dir.path()).is_empty());
-    }
-}
-
-#[test]
-fn dead_workers_are_reaped() {
-    let bench = python(HANGS, rows(40), "");
-    let mut child = hanging(&bench);
-    let parent = format!(" {} ", child.id());
-    let zombies = fs::read_dir("/proc")
-        .expect("/proc is there")
-        .flatten()
-        .filter(|entry| {
-            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            // "pid (name) state ppid ..."
-            let rest = stat.rsplit(')').next().unwrap_or_default();
-            rest.starts_with(" Z") && rest.get(2..).unwrap_or_default().starts_with(&parent)
-        });
-    let zombies = zombies.count();
-    cli::kill(&mut child);
-    assert_eq!(zombies, 0, "rows 7 and 8 have killed workers");
-    wait_until("the end of all", || living(bench.dir.path()).is_empty());
-}
-
-#[test]
-fn nothing_is_left_of_a_run_that_ends() {
-    // A worker that ignores the end of its input, and leaves a child; the mark stands in its command line.
-    let code = "import os, subprocess, sys, json, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)', os.getcwd()])\n\
-                for line in sys.stdin:\n    row = json.loads(line)\n    print(json.dumps({'row_id': row['row_id'], 'outputs': [row['item']]}), flush=True)\n\
-                time.sleep(1000)\n";
-    let ran = command(code, rows(10), "");
-    let done = ran.run(&[]);
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    assert_eq!(living(ran.dir.path()), Vec::<String>::new());
-    let bench = python("def f(item): raise ValueError('x')\n", rows(200), "");
-    let ran = bench.run(&["--fail-fast"]);
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert_eq!(living(bench.dir.path()), Vec::<String>::new());
-}
-
-/// A program that answers each row as `ANSWER` says, with `row` and `n` at hand.
-fn answering(body: &str) -> String {
-    format!(
-        "import json, os, sys, time\ndef say(**a): print(json.dumps(a), flush=True)\nfor line in sys.stdin:\n    row = json.loads(line)\n    \
-         id, n = row['row_id'], row['item']['n']\n{body}\n"
-    )
-}
-
-#[test]
-fn a_command_answers_lines_in_any_order() {
-    let code = "import json, sys\nheld = []\ndef flush():\n    for row in reversed(held):\n        n = row['item']['n']\n        \
-                answer = {'row_id': row['row_id'], 'outputs': [{'n': n}, row['row']] if n == 1 else [n] * (n % 3)}\n        \
-                if n == 4: answer = {'row_id': row['row_id'], 'error': 'four: no'}\n        print(json.dumps(answer))\n    \
-                print(flush=True)\n    held.clear()\nfor line in sys.stdin:\n    held.append(json.loads(line))\n    if len(held) == 3: flush()\nflush()\n";
-    // The program holds rows back, so the last ones come when its input ends: never. Nine rows come in threes.
-    let ran = command(code, rows(9), "").run(&[]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert_eq!(messages(&ran), ["4: four: no"]);
-    assert_eq!(
-        ran.values("a"),
-        [
-            json!({"row_id": "1.0", "n": 1}),
-            json!({"row_id": "1.1", "a.row_id": "1", "chain_input": {"n": 1}, "vars": {}}),
-            json!({"row_id": "2.0", "value": 2}),
-            json!({"row_id": "2.1", "value": 2}),
-            json!({"row_id": "5.0", "value": 5}),
-            json!({"row_id": "5.1", "value": 5}),
-            json!({"row_id": "7", "value": 7}),
-            json!({"row_id": "8.0", "value": 8}),
-            json!({"row_id": "8.1", "value": 8}),
-        ]
-    );
-}
-
-#[test]
-fn a_command_that_misbehaves_fails_only_the_row() {
-    let code = answering(
-        "    if n == 10: print('not json', flush=True)\n    elif n == 11: say(row_id='999', outputs=[])\n    elif n == 12: say(row_id=id)\n    \
-         elif n == 13: say(row_id=id, outputs={'x': 1})\n    elif n == 14: sys.exit(0)\n    elif n == 15: os.abort()\n    \
-         elif n == 16: say(row_id=id, error={'code': 7})\n    elif n == 17: say(outputs=[])\n    \
-         elif n == 18:\n        say(row_id=id, outputs=[{'twice': 1}])\n        say(row_id=id, outputs=[{'twice': 2}])\n    \
-         elif n == 19: time.sleep(1000)\n    elif n == 20:\n        os.close(0)\n        time.sleep(1000)\n    \
-         elif n == 21:\n        os.close(1)\n        time.sleep(1000)\n    \
-         elif n == 22: sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()\n    \
-         elif n == 23: say(row_id=id, outputs=[{'a': [[]]}, '\\u00e9'])\n    else: say(row_id=id, outputs=[{'n': n}])",
-    );
-    let ran = command(&code, rows(60), ", timeout: 2s").run(&["--max-errors", "50"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    insta::assert_snapshot!(messages(&ran).join("\n"));
-    assert_eq!(ran.fates("a").split('/').next(), Some("60"));
-    assert!(
-        ran.values("a").contains(&json!({"row_id": "18", "twice": 1})),
-        "the first answer counts: {:?}",
-        ran.lines("a")
-    );
-}
-
-#[test]
-fn a_line_without_an_end_fails_its_row() {
-    let code = answering(
-        "    if n == 3:\n        block = 'x' * (1 << 20)\n        while True: sys.stdout.write(block)\n    say(row_id=id, outputs=[{'n': n}])",
-    );
-    let ran = command(&code, rows(6), "").run(&[]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert_eq!(
-        messages(&ran),
-        ["3: the worker wrote a line longer than 256 MiB on this row"]
-    );
-}
-
-#[test]
-fn a_command_that_ends_now_and_then_is_started_again() {
-    let code = format!(
-        "count = 0\n{}",
-        answering("    say(row_id=id, outputs=[{'n': n}])\n    count += 1\n    if count == 30: sys.exit(0)",)
-    );
-    let ran = command(&code, rows(200), "").run(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(ran.fates("a"), "200/200/0/0/0/0");
-}
-
-#[test]
-fn a_command_that_answers_nothing_stops_the_run() {
-    let greets = "import sys, time\nprint('Ready!', flush=True)\nfor line in sys.stdin: time.sleep(1000)\n";
-    let ran = command(greets, rows(300), "").run(&["--max-errors", "3"]);
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(
-        ran.stderr.contains("wrote a line that is no answer: `Ready!`"),
-        "{}",
-        ran.stderr
-    );
 }
 
 #[test]
