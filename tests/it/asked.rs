@@ -82,7 +82,11 @@ impl Asked {
     }
 
     fn sampling(&self, name: &str) -> Option<&Value> {
-        let place = if self.is_ollama() { &self.body["options"] } else { &self.body };
+        let place = if self.is_ollama() {
+            &self.body["options"]
+        } else {
+            &self.body
+        };
         place.get(name)
     }
 

@@ -68,6 +68,22 @@ pub fn wait(dir: &Path, child: &mut Child) -> Ran {
     }
 }
 
+/// Waits until something is reached; false when the run ends before.
+pub fn progress(child: &mut Child, reached: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !reached() {
+        if child.try_wait().expect("a child can be waited for").is_some() {
+            return false;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no progress for two minutes"
+        );
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    true
+}
+
 /// Runs `chainette ARGS` in a folder to its end.
 pub fn run(dir: &Path, args: &[&str]) -> Ran {
     wait(dir, &mut spawn(dir, args))

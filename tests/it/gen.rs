@@ -10,7 +10,7 @@ use crate::server::{Answer, Asked, Dice};
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     pub items: Vec<Item>,
-    /// `input_model: {text: string, n: integer}`
+    /// `input_model: {text: string, n: integer, big: integer?}`; [`DECLARED`] says where that shows.
     pub input_model: bool,
     pub engine: Engine,
 }
@@ -23,6 +23,9 @@ pub struct Engine {
     /// Requests in flight; `auto` without.
     pub concurrency: Option<usize>,
 }
+
+/// The column of `flattened/` that an `input_model` declares, and whose values Parquet has no integers for.
+pub const DECLARED: &str = "chain_input.big";
 
 /// What the test server can play.
 pub const BACKENDS: [&str; 5] = ["openai", "vllm", "llamacpp", "tgi", "ollama"];
@@ -150,6 +153,8 @@ pub enum Apply {
     RowId,
     Input,
     Vars,
+    /// `. + {n: (.n | tonumber)}`: what came as a text becomes a number.
+    Whole,
     /// `{r: $row.name, text: .text, n: $chain_input.n}`
     Row(String),
 }
@@ -192,6 +197,7 @@ impl Apply {
             Self::RowId => "row_id".into(),
             Self::Input => "inputs".into(),
             Self::Vars => "tone".into(),
+            Self::Whole => "to_number".into(),
             Self::Row(name) => format!("row_{name}"),
         }
     }
@@ -216,6 +222,7 @@ impl Apply {
             Self::RowId => "{row_id: $row_id, text: .text}".into(),
             Self::Input => "{p: $chain_input.price, b: $chain_input.big, o: $chain_input.obj}".into(),
             Self::Vars => ". + {tone: $vars.tone}".into(),
+            Self::Whole => ". + {n: (.n | tonumber)}".into(),
             Self::Row(name) => format!("{{r: $row.{name}, text: .text, n: $chain_input.n}}"),
         }
     }
@@ -234,7 +241,7 @@ impl Chain {
             top["engines"]["e"]["concurrency"] = concurrency.into();
         }
         if self.input_model {
-            top["models"] = json!({"Row": {"text": "string", "n": "integer"}});
+            top["models"] = json!({"Row": {"text": "string", "n": "integer", "big": "integer?"}});
             top["input_model"] = "Row".into();
         }
         let mut out = String::new();

@@ -151,7 +151,7 @@ impl<'a> Tape<'a> {
     fn apply(&mut self, names: &mut Vec<Name>) -> Node {
         let id = self.id('a');
         let from = [From::Input, From::Item][self.below(2)];
-        let apply = match self.below(20) {
+        let apply = match self.below(22) {
             1 | 2 => Apply::AddK,
             3 => Apply::Even(from),
             4 => Apply::Pick(from),
@@ -166,6 +166,7 @@ impl<'a> Tape<'a> {
             15 => Apply::Input,
             16 => Apply::Vars,
             17..=19 if !names.is_empty() => Apply::Row(names[self.below(names.len())].id.clone()),
+            20 | 21 => Apply::Whole,
             _ => Apply::Identity,
         };
         let means = self.means();

@@ -53,6 +53,11 @@ def tone(item, **more):
     return {**item, "tone": more["row"]["vars"]["tone"]}
 
 
+def to_number(item):
+    n = item.get("n")
+    return {**item, "n": n if type(n) is int else int(n)}
+
+
 def with_number(place):
     """The twins that read a number, from the current item or the chain's input."""
 

@@ -149,6 +149,11 @@ fn outputs(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
             )]
         }
         Apply::Vars => vec![with("tone", quote("calm"))],
+        Apply::Whole => match parse(&raw(&From::Item)) {
+            Value::Number(n) => vec![with("n", n.to_string())],
+            Value::String(n) if n.parse::<i64>().is_ok() => vec![with("n", n)],
+            _ => return Err(bad),
+        },
         Apply::Row(name) => {
             let value = match row.names.get(name) {
                 Some(Named::Record(record)) => canonical(&print_record(record)),
