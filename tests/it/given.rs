@@ -141,6 +141,9 @@ impl Tape<'_> {
         bytes.extend(columns.join(&char::from(separator).to_string()).into_bytes());
         let (mut rows, mut number) = (Vec::new(), 1);
         for row in 0..self.below(most + 1) {
+            if self.is_over() {
+                break;
+            }
             bytes.extend(end);
             number += 1;
             let n = ["0", "1", "2", "3", "4", "5", "-2", "x", ""][self.below(9)];
@@ -200,12 +203,16 @@ impl Tape<'_> {
         let wide = self.below(2) == 1;
         let batch = 1 + self.below(20);
         let group = 1 + self.below(15);
-        let rows: Vec<(Option<String>, Option<i64>)> = (0..self.below(most + 1))
-            .map(|row| {
+        let count = self.below(most + 1);
+        let rows: Vec<(Option<String>, Option<i64>)> = (0..count)
+            .map_while(|row| {
+                if self.is_over() {
+                    return None;
+                }
                 let n = Some(self.below(10) as i64 - 2).filter(|n| *n != -1);
                 let text = TEXTS[self.below(TEXTS.len())];
                 let text = (self.below(12) != 11).then(|| format!("{text} {row}"));
-                (text, n)
+                Some((text, n))
             })
             .collect();
         let lines = rows.iter().enumerate().map(|(at, (text, n))| {

@@ -27,11 +27,21 @@ use crate::{cli, columns, lines};
 /// The functions and programs of process Applies.
 const TWINS: &str = include_str!("twins.py");
 
+/// A tape that prints itself on one line.
+#[derive(Clone)]
+struct Bytes(Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&format!("{:?}", self.0))
+    }
+}
+
 /// One random run.
 #[derive(Clone, Debug)]
 struct Case {
-    chain: Vec<u8>,
-    input: Vec<u8>,
+    chain: Bytes,
+    input: Bytes,
     batch_size: usize,
     max_lines: usize,
     parquet: bool,
@@ -61,7 +71,7 @@ fn cases(default: u32, seed: u64) -> TestRunner {
 }
 
 fn any_case(rows: usize, kills: usize) -> impl Strategy<Value = Case> {
-    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
+    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most).prop_map(Bytes);
     let kill = (0_u64..100, 0_u64..20).prop_map(|(progress, later)| Kill { progress, later });
     let kills = prop::collection::vec(kill, kills.min(1)..=kills);
     (
@@ -87,11 +97,11 @@ fn any_case(rows: usize, kills: usize) -> impl Strategy<Value = Case> {
 
 impl Case {
     fn chain(&self) -> Chain {
-        Tape::new(&self.chain).chain()
+        Tape::new(&self.chain.0).chain()
     }
 
     fn given(&self) -> Given {
-        Tape::new(&self.input).given(90)
+        Tape::new(&self.input.0).given(90)
     }
 
     /// What the reference says, and how often it asked.

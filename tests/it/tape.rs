@@ -43,6 +43,11 @@ impl<'a> Tape<'a> {
         usize::from(first) % n
     }
 
+    /// True when every further choice is 0. Rows end there: a shorter tape has fewer of them.
+    pub fn is_over(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     fn id(&mut self, prefix: char) -> String {
         self.ids += 1;
         format!("{prefix}{}", self.ids)
@@ -223,6 +228,9 @@ impl<'a> Tape<'a> {
         let crlf = self.below(4) == 3;
         let count = self.below(most + 1);
         for line in 0..count {
+            if self.is_over() {
+                break;
+            }
             out.extend(self.line(line));
             if line + 1 < count || self.below(4) != 3 {
                 out.extend_from_slice(if crlf { b"\r\n" } else { b"\n" });

@@ -95,9 +95,11 @@ fn prompt(prompt: &Prompt, row: &Row) -> Option<String> {
             Named::Record(record) => format!("N {}", text(record)?),
             Named::Null | Named::List(_) => return None,
         },
-        Prompt::Guarded(name) if truthy(row.names.get(name)?) => {
-            format!("G {}", parse(row.input.get("n")?).as_i64()?)
-        }
+        Prompt::Guarded(name) if truthy(row.names.get(name)?) => match parse(row.input.get("n")?) {
+            Value::Null => return None,
+            Value::String(n) => format!("G {n}"),
+            n => format!("G {n}"),
+        },
         Prompt::Guarded(_) => "none".into(),
     })
 }

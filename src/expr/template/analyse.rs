@@ -19,7 +19,26 @@ pub(super) struct Analysis {
     /// The names that a row's values are looked up for.
     pub(super) names: Vec<String>,
     /// Expressions that must not be null.
-    marks: Vec<Range<usize>>,
+    marks: Vec<Mark>,
+}
+
+/// An expression that a filter looks at.
+#[derive(Debug)]
+struct Mark {
+    at: Range<usize>,
+    /// What it is ordered against, by `<` and its like.
+    against: Option<Range<usize>>,
+}
+
+impl Mark {
+    /// The filter, with what it needs.
+    fn filter(&self, source: &str) -> String {
+        let text = |range: &Range<usize>| source.get(range.clone()).unwrap_or_default();
+        match &self.against {
+            None => env::NOT_NULL.to_owned(),
+            Some(other) => format!("{}({}, {:?})", env::ORDERED, text(other), text(&self.at)),
+        }
+    }
 }
 
 impl Analysis {
@@ -29,20 +48,20 @@ impl Analysis {
         // outer before the inner (the walk meets the outer first).
         let mut edits: Vec<(usize, bool, isize)> = Vec::new();
         for (order, mark) in (0_isize..).zip(&self.marks) {
-            edits.push((mark.start, true, order));
-            edits.push((mark.end, false, -order));
+            edits.push((mark.at.start, true, order));
+            edits.push((mark.at.end, false, -order));
         }
         edits.sort_unstable();
         let mut out = String::with_capacity(source.len() + edits.len() * 12);
         let mut from = 0;
-        for (at, opens, _) in edits {
+        for (at, opens, order) in edits {
             out.push_str(source.get(from..at).unwrap_or_default());
             from = at;
             if opens {
                 out.push('(');
-            } else {
+            } else if let Some(mark) = self.marks.get(order.unsigned_abs()) {
                 out.push('|');
-                out.push_str(env::NOT_NULL);
+                out.push_str(&mark.filter(source));
                 out.push(')');
             }
         }
@@ -116,6 +135,24 @@ const VALUE_TESTS: [&str; 12] = [
 
 fn range(span: Span) -> Range<usize> {
     span.start_offset as usize..span.end_offset as usize
+}
+
+/// All of an expression. minijinja's span of `a.b.c` and the like begins at the last part.
+fn whole(expr: &Expr<'_>) -> Range<usize> {
+    let span = range(expr.span());
+    let first = match expr {
+        Expr::GetAttr(e) => Some(&e.expr),
+        Expr::GetItem(e) => Some(&e.expr),
+        Expr::Slice(e) => Some(&e.expr),
+        Expr::Call(e) => Some(&e.expr),
+        Expr::Filter(e) => e.expr.as_ref(),
+        Expr::Test(e) => Some(&e.expr),
+        Expr::BinOp(e) => Some(&e.left),
+        Expr::Compare(e) => Some(&e.expr),
+        _ => None,
+    };
+    let start = first.map_or(span.start, |first| whole(first).start.min(span.start));
+    start..span.end
 }
 
 /// `a.b["c"]` as `a` and `[b, c]`.
@@ -376,16 +413,35 @@ impl Walk {
     /// Marks an operand that must not be null.
     fn operand(&mut self, expr: &Expr<'_>) {
         if !matches!(expr, Expr::Const(_)) {
-            self.found.marks.push(range(expr.span()));
+            self.mark(whole(expr));
         }
         self.expr(expr, Use::Value);
+    }
+
+    fn mark(&mut self, at: Range<usize>) {
+        self.found.marks.push(Mark { at, against: None });
+    }
+
+    /// Notes that the two operands walked last are ordered: minijinja orders a text and a number by their
+    /// kinds, without a word. Only what needs no parentheses is looked at.
+    fn ordered(&mut self, left: &Expr<'_>, right: &Expr<'_>) {
+        let simple = |expr: &Expr<'_>| matches!(expr, Expr::Const(_)) || path_of(expr).is_some();
+        if !(simple(left) && simple(right)) {
+            return;
+        }
+        let path = if path_of(left).is_some() { left } else { right };
+        let other = if std::ptr::eq(path, left) { right } else { left };
+        let at = whole(path);
+        if let Some(mark) = self.found.marks.iter_mut().rev().find(|mark| mark.at == at) {
+            mark.against = Some(whole(other));
+        }
     }
 
     fn expr(&mut self, expr: &Expr<'_>, used: Use) {
         if let Some((name, root, fields)) = path_of(expr) {
             if used == Use::Optional && !fields.is_empty() && !self.is_local(name) {
                 // `fr.text|default("-")` forgives a missing `text`, not a null `fr`.
-                self.found.marks.push(range(root));
+                self.mark(range(root));
             }
             self.read(expr, name, fields, used);
             return;
@@ -425,6 +481,12 @@ impl Walk {
                 _ => {
                     self.operand(&e.left);
                     self.operand(&e.right);
+                    if matches!(
+                        e.op,
+                        BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte
+                    ) {
+                        self.ordered(&e.left, &e.right);
+                    }
                 }
             },
             Expr::Compare(e) => {
@@ -439,6 +501,16 @@ impl Walk {
                     } else {
                         self.operand(operand);
                     }
+                }
+                let mut left = &e.expr;
+                for op in &e.ops {
+                    if matches!(
+                        op.op,
+                        CompareOpKind::Lt | CompareOpKind::Lte | CompareOpKind::Gt | CompareOpKind::Gte
+                    ) {
+                        self.ordered(left, &op.expr);
+                    }
+                    left = &op.expr;
                 }
             }
             Expr::IfExpr(e) => {
@@ -460,7 +532,7 @@ impl Walk {
                         "default" | "d" => self.expr(inner, Use::Optional),
                         name if NULL_FILTERS.contains(&name) => self.expr(inner, Use::Test),
                         // Already marked.
-                        env::NOT_NULL => self.expr(inner, Use::Value),
+                        env::NOT_NULL | env::ORDERED => self.expr(inner, Use::Value),
                         _ => self.operand(inner),
                     }
                 }
