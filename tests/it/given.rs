@@ -219,7 +219,7 @@ impl Tape<'_> {
             let text = text.as_deref().map_or("null".into(), quote);
             let n = n.map_or("null".into(), |n| n.to_string());
             let more = if wide {
-                let ok = at % 3 == 0;
+                let ok = at.is_multiple_of(3);
                 format!(
                     ",\"price\":1.10,\"big\":12345678901234567890123,\"obj\":{{\"b\":[1.5,null],\"ok\":{ok}}}"
                 )
@@ -266,7 +266,9 @@ fn record_batch(rows: &[(Option<String>, Option<i64>)], first: usize, wide: bool
         };
         let mut list = ListBuilder::new(Float64Builder::new());
         rows.iter().for_each(|_| list.append_value([Some(1.5), None]));
-        let ok: BooleanArray = (0..rows.len()).map(|at| Some((first + at) % 3 == 0)).collect();
+        let ok: BooleanArray = (0..rows.len())
+            .map(|at| Some((first + at).is_multiple_of(3)))
+            .collect();
         let parts: Vec<(&str, ArrayRef)> = vec![("b", Arc::new(list.finish())), ("ok", Arc::new(ok))];
         let object = StructArray::try_from(parts).expect("parts of one length");
         columns.extend([
