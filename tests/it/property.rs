@@ -46,6 +46,8 @@ struct Case {
     max_lines: usize,
     parquet: bool,
     faults: bool,
+    /// A first run ends after so many rows: the checkpoint that the next ones go on from.
+    limit: Option<usize>,
     kills: Vec<Kill>,
 }
 
@@ -80,16 +82,18 @@ fn any_case(rows: usize, kills: usize) -> impl Strategy<Value = Case> {
         1_usize..20,
         prop::bool::weighted(0.4),
         prop::bool::weighted(0.15),
+        prop::option::weighted(0.3, 0_usize..50),
         kills,
     )
         .prop_map(
-            |((chain, input), batch_size, max_lines, parquet, faults, kills)| Case {
+            |((chain, input), batch_size, max_lines, parquet, faults, limit, kills)| Case {
                 chain,
                 input,
                 batch_size,
                 max_lines,
                 parquet,
                 faults,
+                limit,
                 kills,
             },
         )
@@ -203,6 +207,11 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     };
 
     let args = case.args(&given.name, "out", case.batch_size);
+    if let Some(limit) = case.limit {
+        let limit = ["--limit".to_owned(), limit.to_string()];
+        let ran = cli::wait(dir, &mut spawn(&[args.as_slice(), &limit].concat()));
+        prop_assert!(matches!(ran.code, Some(0 | 3)), "{ran:?}\n{}", context());
+    }
     for kill in &case.kills {
         let mut child = spawn(&args);
         let answered = server.answered();
@@ -217,8 +226,9 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     }
     let ran = cli::wait(dir, &mut spawn(&args));
     let code = if expected.errors > 0 { 3 } else { 0 };
-    // A run that had finished before the last kill says so and exits 0.
-    let done_before = !case.kills.is_empty() && ran.code == Some(0);
+    // A run that had finished before, at its limit or before the last kill, says so and exits 0.
+    let interrupted = !case.kills.is_empty() || case.limit.is_some();
+    let done_before = interrupted && ran.code == Some(0);
     prop_assert!(ran.code == Some(code) || done_before, "{ran:?}\n{}", context());
 
     let out = dir.join("out");
@@ -250,8 +260,8 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
         );
     }
 
-    // Whatever was killed and whatever the batch: the same bytes as a run that nobody touched.
-    if !case.kills.is_empty() {
+    // Wherever it ended or was killed, and whatever the batch: the same bytes as a run that nobody touched.
+    if interrupted {
         let ran = cli::wait(
             dir,
             &mut spawn(&case.args(&given.name, "whole", 30 - case.batch_size)),
@@ -285,14 +295,14 @@ fn one(case: &Case, latency: Duration) -> Result<(), TestCaseError> {
 
 #[test]
 fn the_runner_writes_what_the_reference_writes() {
-    let mut runner = cases(64, 1);
+    let mut runner = cases(48, 1);
     let result = runner.run(&any_case(60, 0), |case| one(&case, Duration::ZERO));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
 fn kills_change_nothing() {
-    let mut runner = cases(24, 2);
+    let mut runner = cases(20, 2);
     let result = runner.run(&any_case(90, 5), |case| one(&case, Duration::from_millis(3)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
