@@ -149,6 +149,7 @@ pub enum Apply {
     BadLate(From),
     Number(From),
     Empty,
+    /// The item, and then another one.
     Twice,
     RowId,
     Input,
@@ -218,7 +219,7 @@ impl Apply {
             Self::BadLate(f) => format!("., (if ({} % 4) == 0 then error(\"late\") else empty end)", n(f)),
             Self::Number(f) => n(f).into(),
             Self::Empty => "empty".into(),
-            Self::Twice => "., .".into(),
+            Self::Twice => "., {first: .text}".into(),
             Self::RowId => "{row_id: $row_id, text: .text}".into(),
             Self::Input => "{p: $chain_input.price, b: $chain_input.big, o: $chain_input.obj}".into(),
             Self::Vars => ". + {tone: $vars.tone}".into(),

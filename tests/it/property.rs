@@ -1,6 +1,7 @@
-//! The runner against the reference interpreter: random chains, inputs, batch sizes, faults and kills; same files.
+//! The runner against the reference interpreter: random chains (jq, Python and commands; every backend), inputs and
+//! outputs of every kind, batch sizes, limits, faults and kills; same files.
 //!
-//! `PROPTEST_CASES=2000 cargo test --test it property` asks more of it.
+//! `PROPTEST_CASES=2000 PROPTEST_RNG_SEED=7 cargo test --test it property` asks more of it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -61,10 +62,11 @@ struct Kill {
 }
 
 fn cases(default: u32, seed: u64) -> TestRunner {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    let said = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let cases = said("PROPTEST_CASES").and_then(|cases| u32::try_from(cases).ok());
     TestRunner::new(Config {
         cases: cases.unwrap_or(default),
-        rng_seed: RngSeed::Fixed(seed),
+        rng_seed: RngSeed::Fixed(said("PROPTEST_RNG_SEED").unwrap_or(seed)),
         failure_persistence: None,
         max_shrink_time: 60_000,
         max_shrink_iters: 2_000,

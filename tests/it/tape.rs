@@ -72,7 +72,7 @@ impl<'a> Tape<'a> {
         (0..count)
             .map(|_| match self.below(8) {
                 6 | 7 if depth < 2 => Item::Group(self.group(names, depth)),
-                0 | 1 | 2 | 7 => Item::Node(self.apply(names)),
+                0 | 1 | 2 | 7 => Item::Node(self.apply(names, depth > 0)),
                 _ => Item::Node(self.step(names)),
             })
             .collect()
@@ -153,10 +153,11 @@ impl<'a> Tape<'a> {
         }
     }
 
-    fn apply(&mut self, names: &mut Vec<Name>) -> Node {
+    /// In a branch there are more fan-outs and failures: what joins make of them is worth many looks.
+    fn apply(&mut self, names: &mut Vec<Name>, in_branch: bool) -> Node {
         let id = self.id('a');
         let from = [From::Input, From::Item][self.below(2)];
-        let apply = match self.below(22) {
+        let apply = match self.below(if in_branch { 28 } else { 22 }) {
             1 | 2 => Apply::AddK,
             3 => Apply::Even(from),
             4 => Apply::Pick(from),
@@ -166,12 +167,15 @@ impl<'a> Tape<'a> {
             10 => Apply::BadLate(from),
             11 => Apply::Number(from),
             12 => Apply::Empty,
-            13 => Apply::Twice,
+            13 | 21 => Apply::Twice,
             14 => Apply::RowId,
             15 => Apply::Input,
             16 => Apply::Vars,
             17..=19 if !names.is_empty() => Apply::Row(names[self.below(names.len())].id.clone()),
-            20 | 21 => Apply::Whole,
+            20 => Apply::Whole,
+            22 | 23 => Apply::Fan(from),
+            24 => Apply::Twice,
+            25..=27 => Apply::Bad(from),
             _ => Apply::Identity,
         };
         let means = self.means();

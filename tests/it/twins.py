@@ -37,7 +37,7 @@ def empty(item):
 
 
 def twice(item):
-    return [item, item]
+    return [item, {"first": item.get("text")}]
 
 
 def row_id(item, row):

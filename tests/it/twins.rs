@@ -140,7 +140,7 @@ fn outputs(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
         Apply::BadLate(from) if n(from)? % 4 == 0 => return Err(bad),
         Apply::Bad(_) | Apply::BadLate(_) => vec![row.item.clone()],
         Apply::Number(from) => vec![object(&[("value", raw(from))])],
-        Apply::Twice => vec![row.item.clone(); 2],
+        Apply::Twice => vec![row.item.clone(), object(&[("first", get(&item, "text"))])],
         Apply::RowId => vec![object(&[
             ("row_id", quote(&print_id(&row.id))),
             ("text", get(&item, "text")),
