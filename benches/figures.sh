@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Reruns every figure of BENCHMARKS.md, each beside its peer, in one run.
 # Needs: jq, python3, GNU time (apt install jq python3 time), and 3 GB in ${TMPDIR:-/tmp}.
-# Usage: benches/figures.sh [applies|step|straggler]...   (default: all)
+# Usage: benches/figures.sh [applies|step|straggler|processes|parquet|huge|compile]...   (default: all)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --bins --example fake_engine
+cargo build --release --bins --example fake_engine --example huge_batch_demo
 target=${CARGO_TARGET_DIR:-target}/release
 work=$(mktemp -d)
 server=
@@ -81,6 +81,53 @@ straggler() {
         "$work/in_flight"
 }
 
-for figure in "${@:-applies step straggler}"; do
+processes() {
+    echo "# 200,000 rows x 80 characters through one worker of a Python function, and of a program; two times"
+    rows 200000 80 "$work/rows.jsonl"
+    for _ in 1 2; do
+        for kind in python command; do
+            rm -rf "$work/out"
+            timed "chainette $kind" "$target/chainette" run --quiet "benches/one_$kind.yaml" "$work/rows.jsonl" "$work/out"
+        done
+    done
+}
+
+parquet() {
+    echo "# 1,000,000 rows x 80 characters through one jq Apply, as JSON lines and as Parquet; two times"
+    rows 1000000 80 "$work/rows.jsonl"
+    for _ in 1 2; do
+        for format in jsonl parquet; do
+            rm -rf "$work/out"
+            timed "chainette $format" "$target/chainette" run --quiet --format "$format" benches/one_apply.yaml \
+                "$work/rows.jsonl" "$work/out"
+            du -sm "$work/out" | cut -f 1 | sed 's/$/ MB written/'
+        done
+    done
+}
+
+huge() {
+    echo "# 1,000,000 and 4,000,000 generated rows, two closures, a join (examples/huge_batch_demo.rs)"
+    for count in 1000000 4000000; do
+        rm -rf "$work/out"
+        timed "huge_batch_demo $count" "$target/examples/huge_batch_demo" "$work/out" "$count"
+    done
+}
+
+compile() {
+    echo "# a chain of 300 nodes, half of them Steps, checked and drawn; three times"
+    python3 - "$work/long.yaml" <<'PY'
+import sys
+with open(sys.argv[1], "w") as out:
+    out.write('name: long\nengines: {e: {backend: openai, model: m, endpoint: "http://127.0.0.1:1/v1"}}\nsteps:\n')
+    for n in range(150):
+        out.write(f"  - {{id: s{n}, engine: e, user_prompt: 'rate {{{{ chain_input.text }}}}', output_model: {{label: a | b}}}}\n")
+        out.write(f"  - {{id: a{n}, apply: {{jq: '{{label, n: {n}}}'}}}}\n")
+PY
+    for _ in 1 2 3; do
+        timed "inspect, 300 nodes" "$target/chainette" inspect "$work/long.yaml"
+    done
+}
+
+for figure in "${@:-applies step straggler processes parquet huge compile}"; do
     for name in $figure; do "$name"; done
 done

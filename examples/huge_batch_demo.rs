@@ -19,15 +19,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let chain = Chain::builder("huge-batch-demo")
         .node(Node::parallel([
-            Branch::new("squares")
+            Branch::new("square")
                 .join("square")
-                .node(Node::apply("square", |row| {
+                .node(Node::apply("squared", |row| {
                     let n = number(row)?;
                     record(&format!("{{\"value\":{}}}", n * n))
                 })),
-            Branch::new("parities")
+            Branch::new("parity")
                 .join("parity")
-                .node(Node::apply("parity", |row| {
+                .node(Node::apply("odd_or_even", |row| {
                     let word = if number(row)? % 2 == 0 { "even" } else { "odd" };
                     record(&format!("{{\"value\":\"{word}\"}}"))
                 })),

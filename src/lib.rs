@@ -50,3 +50,8 @@ pub mod report;
 pub mod chain;
 /// 10: who asks: the command line.
 pub mod cli;
+
+/// The README's Rust compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

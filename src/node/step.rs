@@ -211,10 +211,13 @@ impl Step {
         }
         // The lease is held until the answer is on file: after a kill no more than the engine's
         // concurrency is asked again.
+        let mut faults = 0;
         let (answer, _lease, asked) = loop {
-            // Rows queue up while they are still led one after another, so that they are asked in order;
-            // the call itself is not for the CPU pool.
-            let lease = self.broker.acquire(self.engine).await?;
+            // Rows queue up while they are still led; the call itself is not for the CPU pool.
+            let lease = self
+                .broker
+                .acquire(self.engine, question.row_id.ordinal(), faults)
+                .await?;
             cpu::leave().await;
             let asked = Instant::now();
             match lease.call(rendered, turn).await {
@@ -229,6 +232,7 @@ impl Step {
                 }
                 // The gate knows: the next lease comes when the engine is back, or never.
                 Err(CallError::Engine { message, .. } | CallError::Fatal { message }) => {
+                    faults += 1;
                     self.tell(question, turn + 1, asked.elapsed(), || told("engine", &message));
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::problem::{Code, Problems, Span, suggest};
+use super::problem::{Code, Problems, Span, nearest, suggest};
 use super::yaml::{Node, Text, Yaml, number};
 
 /// A mapping whose keys have been checked.
@@ -11,6 +11,7 @@ pub(super) struct Fields<'n> {
     node: &'n Node,
     /// What the mapping is, for messages: "a Step", "`sampling`".
     what: &'static str,
+    known: &'static [&'static str],
 }
 
 impl<'n> Fields<'n> {
@@ -43,7 +44,7 @@ impl<'n> Fields<'n> {
                     .maybe_help(meant(key, known).or_else(|| suggest(key, known.iter().copied())));
             }
         }
-        Some(Self { node, what })
+        Some(Self { node, what, known })
     }
 
     /// Where the mapping stands.
@@ -72,10 +73,21 @@ impl<'n> Fields<'n> {
         self.node.get(key).is_some()
     }
 
+    /// True when an unknown key was most likely meant to be this one, which then is no second fault.
+    fn is_misspelt(&self, key: &str) -> bool {
+        let Yaml::Map(entries) = &self.node.kind else {
+            return false;
+        };
+        let unknown = entries.iter().map(|entry| entry.key.value.as_str());
+        unknown
+            .filter(|found| !self.known.contains(found))
+            .any(|found| nearest(found, self.known.iter().copied()) == Some(key))
+    }
+
     /// The value of a key that must be there.
     pub(super) fn need(&self, key: &str, problems: &mut Problems) -> Option<&'n Node> {
         let found = self.get(key);
-        if found.is_none() {
+        if found.is_none() && !self.is_misspelt(key) {
             problems
                 .add(
                     Code::MissingKey,

@@ -25,11 +25,12 @@ fn events() -> (EventSender, Arc<Mutex<Vec<Event>>>) {
 async fn through(broker: &Broker) -> Result<Reply, Stop> {
     let ix = broker.index("small").expect("the engine is known");
     let rendered = hello(broker.engine(ix).expect("the engine is known").as_ref());
+    let mut faults = 0;
     loop {
-        let lease = broker.acquire(ix).await?;
+        let lease = broker.acquire(ix, 0, faults).await?;
         match lease.call(&rendered, 0).await {
             Ok(reply) => return Ok(reply),
-            Err(CallError::Engine { .. } | CallError::Fatal { .. }) => {}
+            Err(CallError::Engine { .. } | CallError::Fatal { .. }) => faults += 1,
             Err(error) => panic!("{error}"),
         }
     }
@@ -255,7 +256,7 @@ fn own_engines_take_part() {
     let ix = broker.index("small").expect("the engine is known");
     block_on(async {
         let rendered = hello(&Own);
-        let lease = broker.acquire(ix).await.expect("a lease");
+        let lease = broker.acquire(ix, 0, 0).await.expect("a lease");
         assert_eq!(broker.load()[0].in_flight, 1);
         assert_eq!(class(&lease.call(&rendered, 0).await), "refused http");
     });
@@ -279,10 +280,10 @@ fn a_failed_probe_hands_over_to_the_next_in_line() {
     block_on(async {
         let ix = broker.index("small").expect("the engine is known");
         let rendered = hello(broker.engine(ix).expect("the engine is known").as_ref());
-        let first = broker.acquire(ix).await.expect("a lease");
+        let first = broker.acquire(ix, 0, 0).await.expect("a lease");
         assert_eq!(class(&first.call(&rendered, 0).await), "Down");
         drop(first);
-        let probe = broker.acquire(ix).await.expect("a lease");
+        let probe = broker.acquire(ix, 0, 0).await.expect("a lease");
         let others = tokio::spawn({
             let broker = broker.clone();
             async move { many(&broker, 5).await }
@@ -309,10 +310,35 @@ fn the_queue_of_many_rows_is_quick() {
     let ix = broker.index("small").expect("the engine is known");
     let start = Instant::now();
     block_on(futures::future::join_all((0..50_000).map(|_| async {
-        let lease = broker.acquire(ix).await.expect("a lease");
+        let lease = broker.acquire(ix, 0, 0).await.expect("a lease");
         tokio::task::yield_now().await;
         drop(lease);
     })));
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     idle(&broker);
+}
+
+#[test]
+fn earlier_rows_go_first_and_those_that_met_faults_last() {
+    let own: SharedEngine = Arc::new(Own);
+    let wait = Duration::from_secs(1);
+    let broker = Broker::empty(EventSender::none()).with_engine("small", own, Concurrency::Fixed(1), wait);
+    let ix = broker.index("small").expect("the engine is known");
+    let order = Mutex::new(Vec::new());
+    block_on(async {
+        let busy = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let queued = [(7, 0), (2, 1), (5, 0), (3, 2), (5, 1)].map(async |(row, faults)| {
+            let _lease = broker.acquire(ix, row, faults).await.expect("a lease");
+            order.lock().expect("no panic").push((row, faults));
+        });
+        let opened = async {
+            tokio::task::yield_now().await;
+            drop(busy);
+        };
+        futures::join!(futures::future::join_all(queued), opened);
+    });
+    assert_eq!(
+        *order.lock().expect("no panic"),
+        [(5, 0), (7, 0), (2, 1), (5, 1), (3, 2)]
+    );
 }

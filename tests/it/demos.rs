@@ -62,7 +62,7 @@ fn commands(text: &str) -> Vec<Said> {
 }
 
 /// A copy of chains/ and examples/ in which the chains ask this server.
-fn copied(server: &TestServer) -> tempfile::TempDir {
+pub fn copied(server: &TestServer) -> tempfile::TempDir {
     fn copy(from: &Path, to: &Path, url: &str) {
         fs::create_dir_all(to).expect("a folder can be made");
         for entry in fs::read_dir(from).expect("the folder is there") {

@@ -126,6 +126,10 @@ fn a_fault_has_no_echo() {
         "steps:\n  - {branch: b, join: b, steps: [{id: x, apply: {jq: 'nosuch'}}]}\n  - {id: c, engine: e, user_prompt: '{{ b.y }}'}\n",
         // Twice the same name, and readers of it.
         "steps:\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: c, engine: e, user_prompt: '{{ a.text }}'}\n",
+        // A misspelt key that must be there, and a program that knows its fields.
+        "steps:\n  - parallel:\n      - {brunch: fr, steps: [{id: x, apply: {jq: '.'}}]}\n",
+        "steps:\n  - {id: a, engine: e, usr_prompt: hi}\n",
+        "steps:\n  - {id: x, apply: {jq: '{words: 1} + {n: .n}'}}\n  - {id: a, engine: e, user_prompt: '{{ words }} {{ x.wrods }} {{ x.n }}'}\n",
         // Variables that cannot be read.
         "vars: x\nsteps:\n  - {id: a, engine: e, user_prompt: '{{ vars.tone }}'}\n",
     ];
@@ -137,6 +141,32 @@ fn a_fault_has_no_echo() {
         "engines: {e: {backend: openai, endpoint: 'http://h/v1'}}\nsteps:\n  - {id: a, engine: e, user_prompt: hi}\n  - {id: b, engine: e, user_prompt: hi}\n",
     );
     assert_eq!(engine.problems().len(), 1, "{engine}");
+}
+
+/// Only what a program cannot leave is an error.
+#[test]
+fn a_program_that_may_leave_a_field_is_believed() {
+    for program in [
+        "{a: 1} + .",
+        ". + {a: 1}",
+        "{a: 1}, {b: 2}",
+        "{a: 1} | if .a > 1 then . else {b: 1} end",
+        "{a: 1} // {b: 1}",
+        "{a: 1} | .b = 2",
+        "{a: 1} * {b: 1}",
+        "def f: {a: 1}; f",
+        "{(.k): 1}",
+        "[{a: 1}]",
+        "{a: 1} | to_entries",
+        "try {a: 1} catch {b: .}",
+        "{a: 1} as {a: $x} | {b: $x}",
+        "{a: .x.y} | .a",
+    ] {
+        let report = report(&format!(
+            "{ENGINES}steps:\n  - {{id: x, apply: {{jq: '{program}'}}}}\n  - {{id: a, engine: e, user_prompt: '{{{{ b }}}} {{{{ x.b }}}}'}}\n"
+        ));
+        assert!(report.problems().is_empty(), "{program}\n{report}");
+    }
 }
 
 #[test]

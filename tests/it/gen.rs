@@ -203,7 +203,8 @@ impl Apply {
         }
     }
 
-    /// The program.
+    /// The program. `first(…)` hides what it leaves: reads of fields that are not there then fail at run time,
+    /// not at load.
     pub fn source(&self) -> String {
         let n = |from: &From| match from {
             From::Item => ".n",
@@ -213,18 +214,18 @@ impl Apply {
             Self::Identity => ".".into(),
             Self::AddK => ". + {k: 1}".into(),
             Self::Even(f) => format!("select(({} % 2) == 0)", n(f)),
-            Self::Pick(f) | Self::PickChecked(f) => format!("{{a: {}}}", n(f)),
+            Self::Pick(f) | Self::PickChecked(f) => format!("first({{a: {}}})", n(f)),
             Self::Fan(f) => format!("range({} % 3) as $i | . + {{i: $i}}", n(f)),
             Self::Bad(f) => format!("if ({} % 5) == 0 then error(\"bad\") else . end", n(f)),
             Self::BadLate(f) => format!("., (if ({} % 4) == 0 then error(\"late\") else empty end)", n(f)),
             Self::Number(f) => n(f).into(),
             Self::Empty => "empty".into(),
-            Self::Twice => "., {first: .text}".into(),
-            Self::RowId => "{row_id: $row_id, text: .text}".into(),
-            Self::Input => "{p: $chain_input.price, b: $chain_input.big, o: $chain_input.obj}".into(),
+            Self::Twice => "., first({first: .text})".into(),
+            Self::RowId => "first({row_id: $row_id, text: .text})".into(),
+            Self::Input => "first({p: $chain_input.price, b: $chain_input.big, o: $chain_input.obj})".into(),
             Self::Vars => ". + {tone: $vars.tone}".into(),
             Self::Whole => ". + {n: (.n | tonumber)}".into(),
-            Self::Row(name) => format!("{{r: $row.{name}, text: .text, n: $chain_input.n}}"),
+            Self::Row(name) => format!("first({{r: $row.{name}, text: .text, n: $chain_input.n}})"),
         }
     }
 }

@@ -25,6 +25,7 @@ mod disks;
 mod dry_run;
 mod engine;
 mod events;
+mod examples;
 mod fates;
 mod fates_engine;
 #[path = "gen.rs"]
@@ -49,6 +50,7 @@ mod promises;
 mod property;
 mod pty;
 mod raw;
+mod readme;
 mod reference;
 mod reference_test;
 mod requests;

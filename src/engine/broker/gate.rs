@@ -1,6 +1,6 @@
 //! The gate of one engine: who may call it now, who waits, and when it is given up.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ struct State {
     pace: Pace,
     in_flight: usize,
     queue: Queue,
+    /// How many have queued up so far.
+    arrivals: u64,
     health: Health,
     /// Grows with every change for the worse. A request belongs to the epoch it started in; bad news
     /// from older ones was told already by the first of them.
@@ -81,7 +83,8 @@ impl Gate {
             state: Mutex::new(State {
                 pace: Pace::new(concurrency),
                 in_flight: 0,
-                queue: VecDeque::new(),
+                queue: Queue::new(),
+                arrivals: 0,
                 health: Health::Open,
                 epoch: 0,
                 faults: 0,
@@ -106,7 +109,7 @@ impl Gate {
         EngineLoad {
             engine: self.name.clone(),
             in_flight: state.in_flight,
-            waiting: state.queue.iter().filter(|place| !place.is_closed()).count(),
+            waiting: state.queue.values().filter(|place| !place.is_closed()).count(),
             limit: state.pace.limit(),
             cause: (state.health != Health::Open).then(|| state.cause.clone()),
             retry_in: match state.health {
@@ -118,19 +121,27 @@ impl Gate {
         }
     }
 
-    pub(super) async fn acquire(self: &Arc<Self>) -> Result<Lease, Stop> {
+    pub(super) async fn acquire(self: &Arc<Self>, row: u64, faults: u32) -> Result<Lease, Stop> {
         // Only a gate that is gone drops a place unanswered.
-        self.queue_up()?.await.unwrap_or(Err(Stop::Interrupted))
+        self.queue_up(row, faults)?
+            .await
+            .unwrap_or(Err(Stop::Interrupted))
     }
 
-    /// Takes a place at the end of the queue.
-    fn queue_up(self: &Arc<Self>) -> Result<oneshot::Receiver<Result<Lease, Stop>>, Stop> {
+    /// Takes a place in the queue.
+    fn queue_up(
+        self: &Arc<Self>,
+        row: u64,
+        faults: u32,
+    ) -> Result<oneshot::Receiver<Result<Lease, Stop>>, Stop> {
         let (place, turn) = oneshot::channel();
         let mut state = self.lock();
         if let Some(stop) = &state.stop {
             return Err(stop.clone());
         }
-        state.queue.push_back(place);
+        let arrival = state.arrivals;
+        state.arrivals += 1;
+        state.queue.insert((faults, row, arrival), place);
         self.pump(state);
         Ok(turn)
     }
@@ -151,8 +162,10 @@ impl Gate {
     /// Lets in whoever may go, or gives the engine up. Every change of the state ends here.
     fn pump(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         // Only at the front: looking at everyone each time would be quadratic in the rows that wait.
-        while state.queue.front().is_some_and(oneshot::Sender::is_closed) {
-            state.queue.pop_front();
+        while let Some(first) = state.queue.first_entry()
+            && first.get().is_closed()
+        {
+            first.remove();
         }
         let now = Instant::now();
         if let Some(stop) = self.given_up(&state, now) {
@@ -163,7 +176,7 @@ impl Gate {
         let mut granted = Vec::new();
         while state.in_flight < state.pace.limit() {
             let Some(probe) = state.admits(now) else { break };
-            let Some(place) = state.queue.pop_front() else {
+            let Some((_, place)) = state.queue.pop_first() else {
                 break;
             };
             if let (true, Health::Down { probing, .. }) = (probe, &mut state.health) {
@@ -346,8 +359,8 @@ impl State {
     }
 }
 
-/// Those who wait, in the order they came.
-type Queue = VecDeque<oneshot::Sender<Result<Lease, Stop>>>;
+/// Those who wait: by the faults of the engine that they met, by row, in the order they came.
+type Queue = BTreeMap<(u32, u64, u64), oneshot::Sender<Result<Lease, Stop>>>;
 
 /// Notes why the gate is shut for good; those who are to be told.
 fn halt(state: &mut State, stop: Stop) -> (Queue, Stop) {
@@ -356,7 +369,7 @@ fn halt(state: &mut State, stop: Stop) -> (Queue, Stop) {
 }
 
 fn turn_away((queue, stop): (Queue, Stop)) {
-    for place in queue {
+    for place in queue.into_values() {
         let _left = place.send(Err(stop.clone()));
     }
 }

@@ -131,14 +131,17 @@ impl Broker {
         self.gates.get(engine.0).map(|gate| gate.engine())
     }
 
-    /// Waits for a place at an engine, first come, first served. Dropping the lease gives it back;
-    /// dropping the future leaves the queue.
+    /// Waits for a place at an engine. Dropping the lease gives it back; dropping the future leaves the queue.
+    ///
+    /// Earlier rows (ordinals of the input) go first, so that few rows wait for an earlier one to be written.
+    /// Those whose requests met a fault of the engine before go behind those that met fewer: a request that
+    /// brings the engine down must not be the one that finds out, again and again, whether it is back.
     ///
     /// # Errors
     /// [`Stop`], when the run was stopped or the engine is given up.
-    pub async fn acquire(&self, engine: EngineIx) -> Result<Lease, Stop> {
+    pub async fn acquire(&self, engine: EngineIx, row: u64, faults: u32) -> Result<Lease, Stop> {
         match self.gates.get(engine.0) {
-            Some(gate) => gate.acquire().await,
+            Some(gate) => gate.acquire(row, faults).await,
             None => Err(Stop::Interrupted),
         }
     }

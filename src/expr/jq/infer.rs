@@ -1,4 +1,4 @@
-//! What a jq program leaves, where its text tells: for people who read the tree, not for checks.
+//! What a jq program leaves, where its text tells: types for the tree, and fields that cannot be there.
 
 use jaq_core::load::lex::StrPart;
 use jaq_core::load::parse::{BinaryOp, Term};
@@ -11,13 +11,23 @@ use serde_json::{Map, Value, json};
 pub(crate) fn infer(source: &str, item: Option<&Value>) -> Option<Value> {
     let tokens = Lexer::new(source).lex().ok()?;
     let term = Parser::new(&tokens).parse(|p| p.term()).ok()?;
-    // Without definitions of its own: what a reference would point to is not looked up here.
-    let item = item.filter(|schema| schema.get("$defs").is_none());
+    // A part of it would take its references along, and they would point to another root.
+    let item = item.filter(|schema| !refers(schema));
     let schema = type_of(&term, item)?;
     schema.get("properties").is_some().then_some(schema)
 }
 
-/// The schema of a term's outputs.
+fn refers(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => {
+            fields.keys().any(|key| key == "$ref" || key == "$dynamicRef") || fields.values().any(refers)
+        }
+        Value::Array(values) => values.iter().any(refers),
+        _ => false,
+    }
+}
+
+/// The schema of a term's outputs: every one of them matches it, or is null where an optional field was read.
 fn type_of(term: &Term<&str>, item: Option<&Value>) -> Option<Value> {
     match term {
         Term::Id => item.cloned(),
@@ -84,7 +94,25 @@ fn object(fields: &[(Term<&str>, Option<Term<&str>>)], item: Option<&Value>) -> 
         properties.insert((*name).to_owned(), field.unwrap_or_else(|| json!({})));
     }
     let required: Vec<&String> = properties.keys().collect();
-    Some(json!({"type": "object", "required": required, "properties": properties}))
+    Some(json!({
+        "type": "object", "required": required, "properties": properties, "additionalProperties": false,
+    }))
+}
+
+/// True when an object has no fields but its properties.
+fn is_closed(schema: &Value) -> bool {
+    let plain = [
+        "type",
+        "required",
+        "properties",
+        "additionalProperties",
+        "title",
+        "description",
+    ];
+    let is_plain = schema
+        .as_object()
+        .is_some_and(|fields| fields.keys().all(|key| plain.contains(&key.as_str())));
+    is_plain && schema.get("additionalProperties") == Some(&Value::Bool(false))
 }
 
 /// `left + right` of two objects, of two numbers, of two texts.
@@ -111,5 +139,9 @@ fn merged(left: Value, right: Value) -> Option<Value> {
             }
         }
     }
-    Some(json!({"type": "object", "required": required, "properties": properties}))
+    let mut sum = json!({"type": "object", "required": required, "properties": properties});
+    if let (Value::Object(sum), true) = (&mut sum, is_closed(&left) && is_closed(&right)) {
+        sum.insert("additionalProperties".to_owned(), Value::Bool(false));
+    }
+    Some(sum)
 }

@@ -108,11 +108,12 @@ impl Builder<'_> {
             };
             let declared = spec.head.output_model.as_ref();
             let model = declared.and_then(|node| builder.models.compile(node, true, builder.problems));
+            let inferred = inferred.filter(|_| model.is_none());
             Own {
                 kind: kind.map(NodeKind::Apply),
                 program,
-                shape: Shape::of(model.as_ref().map(Model::schema)),
-                inferred: inferred.filter(|_| model.is_none()),
+                shape: Shape::of(model.as_ref().map(Model::schema).or(inferred.as_ref())),
+                inferred,
                 model,
                 nullable: None,
                 thoughts: None,
