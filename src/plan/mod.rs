@@ -104,7 +104,7 @@ pub struct Branch {
     pub line: Line,
     /// The branch it stands in.
     pub parent: Option<BranchIx>,
-    /// The JSON Schema of what it leaves, where one is known.
+    /// The JSON Schema of what it leaves, where a model says it.
     pub leaves: Option<Value>,
     /// Why its alias can be null, when it can.
     pub nullable: Option<String>,

@@ -6,7 +6,15 @@ use crate::expr::model::{Lookup, lookup, top_fields};
 
 /// The schemas that a record may have; unknown when anything is possible.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shape(Option<Vec<Value>>);
+pub(super) struct Shape(Option<Vec<Known>>);
+
+/// A schema, and who says that it holds.
+#[derive(Clone, Debug, PartialEq)]
+struct Known {
+    schema: Value,
+    /// A model, which outputs are checked against; else only a program's text.
+    declared: bool,
+}
 
 impl Shape {
     /// Anything.
@@ -19,9 +27,23 @@ impl Shape {
         Self(Some(Vec::new()))
     }
 
-    /// Records of one schema, or anything.
+    /// Records of a model, or anything.
     pub(super) fn of(schema: Option<&Value>) -> Self {
-        Self(schema.map(|s| vec![s.clone()]))
+        Self::known(schema, true)
+    }
+
+    /// Records as a program's text describes them, or anything.
+    pub(super) fn inferred(schema: Option<&Value>) -> Self {
+        Self::known(schema, false)
+    }
+
+    fn known(schema: Option<&Value>, declared: bool) -> Self {
+        Self(schema.map(|schema| {
+            vec![Known {
+                schema: schema.clone(),
+                declared,
+            }]
+        }))
     }
 
     /// Either of the two.
@@ -42,15 +64,27 @@ impl Shape {
     /// The schema, when there is exactly one.
     pub(super) fn single(&self) -> Option<&Value> {
         match self.0.as_deref() {
-            Some([one]) => Some(one),
+            Some([one]) => Some(&one.schema),
             _ => None,
         }
+    }
+
+    /// The schema, when there is exactly one and a model says it.
+    pub(super) fn declared(&self) -> Option<&Value> {
+        match self.0.as_deref() {
+            Some([one]) if one.declared => Some(&one.schema),
+            _ => None,
+        }
+    }
+
+    fn schemas(&self) -> impl Iterator<Item = &Value> {
+        self.0.iter().flatten().map(|known| &known.schema)
     }
 
     /// What a path finds: missing only when every schema says so.
     pub(super) fn lookup(&self, path: &[&str]) -> Lookup {
         let mut missing: Option<Lookup> = None;
-        for schema in self.0.iter().flatten() {
+        for schema in self.schemas() {
             match lookup(schema, path) {
                 found @ Lookup::Missing { .. } => missing = Some(missing.unwrap_or(found)),
                 found => return found,
@@ -62,7 +96,7 @@ impl Shape {
     /// Every declared top-level field.
     pub(super) fn fields(&self) -> Vec<String> {
         let mut all = Vec::new();
-        for schema in self.0.iter().flatten() {
+        for schema in self.schemas() {
             for field in top_fields(schema) {
                 if !all.iter().any(|f| f == field) {
                     all.push(field.to_owned());

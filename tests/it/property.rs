@@ -297,15 +297,15 @@ fn one(case: &Case, latency: Duration) -> Result<(), TestCaseError> {
 
 #[test]
 fn the_runner_writes_what_the_reference_writes() {
-    let mut runner = cases(48, 1);
+    let mut runner = cases(40, 1);
     let result = runner.run(&any_case(60, 0), |case| one(&case, Duration::ZERO));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
 fn kills_change_nothing() {
-    let mut runner = cases(20, 2);
-    let result = runner.run(&any_case(90, 5), |case| one(&case, Duration::from_millis(3)));
+    let mut runner = cases(14, 2);
+    let result = runner.run(&any_case(90, 3), |case| one(&case, Duration::from_millis(3)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 

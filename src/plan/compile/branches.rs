@@ -69,7 +69,7 @@ impl Builder<'_> {
             collect: spec.collect,
             line,
             parent,
-            leaves: inner.own.single().cloned(),
+            leaves: inner.own.declared().cloned(),
             nullable,
         };
         if let Some(slot) = self.branches.get_mut(ix.0) {

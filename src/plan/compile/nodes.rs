@@ -112,7 +112,10 @@ impl Builder<'_> {
             Own {
                 kind: kind.map(NodeKind::Apply),
                 program,
-                shape: Shape::of(model.as_ref().map(Model::schema).or(inferred.as_ref())),
+                shape: match &model {
+                    Some(model) => Shape::of(Some(model.schema())),
+                    None => Shape::inferred(inferred.as_ref()),
+                },
                 inferred,
                 model,
                 nullable: None,
