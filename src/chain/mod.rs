@@ -46,6 +46,7 @@ use crate::engine::broker::Broker;
 use crate::event::{Event, EventSender, Report as Watcher};
 use crate::plan::{Closures, Plan, Report, compile};
 use crate::run::{Dispatcher, Outcome, RunConfig, RunError};
+use crate::sink::{Format, Sink};
 use crate::source::{AtPath, Input};
 use crate::spec::{ChainInput, Concurrency};
 
@@ -260,6 +261,13 @@ impl Job<'_> {
     #[must_use]
     pub fn report(mut self, report: impl Watcher + 'static) -> Self {
         self.reports.push(Box::new(report));
+        self
+    }
+
+    /// Writes the outputs with a sink of yours, in the place of JSON lines.
+    #[must_use]
+    pub fn sink(mut self, sink: impl Sink + 'static) -> Self {
+        self.config.format = Format::Custom(Arc::new(sink));
         self
     }
 

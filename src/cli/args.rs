@@ -219,6 +219,9 @@ pub(crate) struct SchemaArgs {
     /// The schema of an engines file (--engines FILE) instead
     #[arg(long)]
     pub(crate) engines_file: bool,
+    /// The schema of a line of `run --json-logs` instead
+    #[arg(long, conflicts_with = "engines_file")]
+    pub(crate) events: bool,
 }
 
 #[derive(Debug, Args)]

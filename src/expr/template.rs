@@ -6,6 +6,7 @@
 
 mod analyse;
 mod env;
+mod exprs;
 mod values;
 
 use std::ops::Range;
@@ -70,6 +71,8 @@ pub struct Template {
     reads: Vec<Read>,
     /// The reads as they stand in the text that runs: what an error's range points into.
     running: Vec<Read>,
+    /// It is a `when`: an expression, not text with tags.
+    is_condition: bool,
 }
 
 /// The name of the one template in an environment.
@@ -106,6 +109,7 @@ impl Template {
             names,
             reads: analysis.reads,
             running,
+            is_condition: false,
         })
     }
 
@@ -181,7 +185,19 @@ impl Template {
                 return message;
             }
         }
-        env::one_line(error)
+        match env::one_line(error) {
+            text if text == env::IS_NULL => self.null("the value", "NAME"),
+            text => text,
+        }
+    }
+
+    /// The message for a null, with what guards against it.
+    fn null(&self, what: &str, path: &str) -> String {
+        if self.is_condition {
+            format!("{what} is null here; guard it: `{path} is not none and ...`")
+        } else {
+            format!("{what} is null here; guard it with {{% if {path} %}}")
+        }
     }
 
     fn explain_read(&self, read: &Read, scope: &Scope<'_>) -> Option<String> {
@@ -194,7 +210,7 @@ impl Template {
         let mut path = read.name.clone();
         for field in &read.fields {
             if value.is_none() {
-                return Some(format!("`{path}` is null here; guard it with {{% if {path} %}}"));
+                return Some(self.null(&format!("`{path}`"), &path));
             }
             let next = value.get_attr(field).unwrap_or_default();
             if next.is_undefined() {
@@ -211,9 +227,7 @@ impl Template {
             path = format!("{path}.{field}");
             value = next;
         }
-        value
-            .is_none()
-            .then(|| format!("`{path}` is null here; guard it with {{% if {path} %}}"))
+        value.is_none().then(|| self.null(&format!("`{path}`"), &path))
     }
 }
 
@@ -254,7 +268,7 @@ fn with_known(message: String, name: &str, owner: &str, fields: &[String]) -> St
 pub(super) fn condition(source: &str, visible: &Visible) -> Result<(Template, Vec<String>), ExprError> {
     const BEFORE: &str = "{% if (";
     let expr = minijinja::machinery::parse_expr(source).map_err(|error| env::syntax_error(&error))?;
-    let guards = analyse::names_implied(&expr);
+    let guards = exprs::names_implied(&expr);
     let text = format!("{BEFORE}{source}) %}}1{{% endif %}}");
     let shift = |span: Range<usize>| {
         let clip = |at: usize| at.saturating_sub(BEFORE.len()).min(source.len());
@@ -265,6 +279,7 @@ pub(super) fn condition(source: &str, visible: &Visible) -> Result<(Template, Ve
         ..error
     })?;
     let mut template = Template::from_analysis(&text, analysis, visible)?;
+    template.is_condition = true;
     for read in &mut template.reads {
         read.span = shift(read.span.clone());
     }

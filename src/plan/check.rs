@@ -328,9 +328,9 @@ fn guard(read: &Read, reading: Reading<'_>) -> String {
         let condition = text.trim();
         let needs_brackets = condition.contains(" or ") || condition.contains(" if ");
         return if needs_brackets {
-            format!("guard it: `{name} and ({condition})`")
+            format!("guard it: `{name} is not none and ({condition})`")
         } else {
-            format!("guard it: `{name} and {condition}`")
+            format!("guard it: `{name} is not none and {condition}`")
         };
     }
     let before = text.get(..read.span.start).unwrap_or_default();

@@ -23,7 +23,7 @@ use super::check::{Checker, Place, Reader};
 use super::diagnostic::Report;
 use super::names::Names;
 use super::shape::Shape;
-use super::{Branch, BranchIx, ClosureFn, EngineIx, Item, Line, Node, Plan, graph};
+use super::{Branch, BranchIx, ClosureFn, EngineIx, Item, Line, Node, Plan, graph, unused};
 
 /// What the library's user brings to a chain: Rust closures it may call by name
 /// (`apply: {closure: NAME}`), and the names of engines.
@@ -84,8 +84,12 @@ pub struct Compiled {
 pub fn compile(input: &ChainInput, closures: &Closures) -> Result<Compiled, Report> {
     let mut sources = Sources::default();
     let mut problems = Problems::default();
-    let plan = load(input, &mut sources, &mut problems)
-        .and_then(|spec| build(&spec, input, closures, &sources, &mut problems));
+    let spec = load(input, &mut sources, &mut problems);
+    let build = |spec| build(spec, input, closures, &sources, &mut problems);
+    let plan = spec.as_ref().and_then(build);
+    if let (Some(spec), Some(plan)) = (&spec, &plan) {
+        unused::warn(spec, plan, &sources, &mut problems);
+    }
     let failed = problems.has_errors();
     let report = Report::new(problems, sources);
     match plan {

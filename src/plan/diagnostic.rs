@@ -237,6 +237,7 @@ fn label(code: Code) -> &'static str {
         Code::UnknownEngine | Code::UnknownModel | Code::UnknownClosure => "unknown",
         Code::ReservedName => "reserved",
         Code::Unsupported => "not supported",
+        Code::Unused => "unused",
         _ => "here",
     }
 }

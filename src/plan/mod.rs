@@ -10,6 +10,7 @@ mod graph;
 mod names;
 mod process;
 mod shape;
+mod unused;
 
 pub use compile::{Closures, Compiled, compile};
 pub use diagnostic::{Report, Style};
@@ -104,7 +105,7 @@ pub struct Branch {
     pub line: Line,
     /// The branch it stands in.
     pub parent: Option<BranchIx>,
-    /// The JSON Schema of what it leaves, where a model says it.
+    /// The JSON Schema of what it leaves, where one is known.
     pub leaves: Option<Value>,
     /// Why its alias can be null, when it can.
     pub nullable: Option<String>,

@@ -6,85 +6,75 @@ use crate::expr::model::{Lookup, lookup, top_fields};
 
 /// The schemas that a record may have; unknown when anything is possible.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shape(Option<Vec<Known>>);
-
-/// A schema, and who says that it holds.
-#[derive(Clone, Debug, PartialEq)]
-struct Known {
-    schema: Value,
-    /// A model, which outputs are checked against; else only a program's text.
-    declared: bool,
+pub(super) struct Shape {
+    schemas: Option<Vec<Value>>,
+    /// Some of it was read off a jq program: good for names, but no promise about the types of values.
+    inferred: bool,
 }
 
 impl Shape {
     /// Anything.
     pub(super) fn unknown() -> Self {
-        Self(None)
+        Self::of(None)
     }
 
     /// Nothing yet.
     pub(super) fn none() -> Self {
-        Self(Some(Vec::new()))
+        Self {
+            schemas: Some(Vec::new()),
+            inferred: false,
+        }
     }
 
-    /// Records of a model, or anything.
+    /// Records of one schema, or anything.
     pub(super) fn of(schema: Option<&Value>) -> Self {
-        Self::known(schema, true)
+        Self {
+            schemas: schema.map(|s| vec![s.clone()]),
+            inferred: false,
+        }
     }
 
-    /// Records as a program's text describes them, or anything.
+    /// What a program leaves, as far as it can be told from its text.
     pub(super) fn inferred(schema: Option<&Value>) -> Self {
-        Self::known(schema, false)
-    }
-
-    fn known(schema: Option<&Value>, declared: bool) -> Self {
-        Self(schema.map(|schema| {
-            vec![Known {
-                schema: schema.clone(),
-                declared,
-            }]
-        }))
+        Self {
+            inferred: schema.is_some(),
+            ..Self::of(schema)
+        }
     }
 
     /// Either of the two.
     pub(super) fn or(self, other: Self) -> Self {
-        match (self.0, other.0) {
-            (Some(mut mine), Some(theirs)) => {
-                for schema in theirs {
-                    if !mine.contains(&schema) {
-                        mine.push(schema);
-                    }
-                }
-                Self(Some(mine))
+        let (Some(mut mine), Some(theirs)) = (self.schemas, other.schemas) else {
+            return Self::unknown();
+        };
+        for schema in theirs {
+            if !mine.contains(&schema) {
+                mine.push(schema);
             }
-            _ => Self(None),
+        }
+        Self {
+            schemas: Some(mine),
+            inferred: self.inferred || other.inferred,
         }
     }
 
     /// The schema, when there is exactly one.
     pub(super) fn single(&self) -> Option<&Value> {
-        match self.0.as_deref() {
-            Some([one]) => Some(&one.schema),
+        match self.schemas.as_deref() {
+            Some([one]) => Some(one),
             _ => None,
         }
     }
 
-    /// The schema, when there is exactly one and a model says it.
+    /// The same, when a model says so.
     pub(super) fn declared(&self) -> Option<&Value> {
-        match self.0.as_deref() {
-            Some([one]) if one.declared => Some(&one.schema),
-            _ => None,
-        }
-    }
-
-    fn schemas(&self) -> impl Iterator<Item = &Value> {
-        self.0.iter().flatten().map(|known| &known.schema)
+        self.single().filter(|_| !self.inferred)
     }
 
     /// What a path finds: missing only when every schema says so.
     pub(super) fn lookup(&self, path: &[&str]) -> Lookup {
         let mut missing: Option<Lookup> = None;
-        for schema in self.schemas() {
+        for schema in self.schemas.iter().flatten() {
             match lookup(schema, path) {
                 found @ Lookup::Missing { .. } => missing = Some(missing.unwrap_or(found)),
                 found => return found,
@@ -96,7 +86,7 @@ impl Shape {
     /// Every declared top-level field.
     pub(super) fn fields(&self) -> Vec<String> {
         let mut all = Vec::new();
-        for schema in self.schemas() {
+        for schema in self.schemas.iter().flatten() {
             for field in top_fields(schema) {
                 if !all.iter().any(|f| f == field) {
                     all.push(field.to_owned());

@@ -105,6 +105,7 @@ impl RunError {
                 | Self::Setup(_)
                 | Self::Source(_)
                 | Self::Workers(_)
+                | Self::Sink(SinkError::BadName { .. } | SinkError::BadExtension { .. })
         )
     }
 }

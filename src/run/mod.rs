@@ -164,6 +164,7 @@ pub fn run(
         started: rfc3339(SystemTime::now()),
         ..Timings::default()
     };
+    config.format.check()?;
     let identity = identity(&config)?;
     // Before anything is written: a function that cannot be loaded is bad usage.
     let workers = match outdir::finished(&config.out, config.existing, config.limit) {
@@ -231,7 +232,7 @@ pub fn run(
             .collect(),
         flattened: config.flattened,
         max_rows: config.max_rows,
-        format: config.format,
+        format: config.format.clone(),
     };
     let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
     let outcomes = committer::open_outcomes(&out.private.join("outcomes"), checkpoint.outcomes)?;
@@ -584,7 +585,11 @@ fn identity(config: &RunConfig) -> Result<Identity, RunError> {
         vars: Value::Object(plan.vars.json.clone()),
         engines: engines.collect(),
         input,
-        format: config.format.as_str().into(),
+        format: config.format.name().into(),
+        extension: match &config.format {
+            Format::Custom(sink) => Some(sink.extension().to_owned()),
+            Format::Jsonl | Format::Parquet => None,
+        },
         max_rows: config.max_rows,
         flattened: config.flattened,
     })

@@ -28,8 +28,11 @@ pub struct Identity {
     pub engines: Vec<String>,
     /// The input files.
     pub input: Vec<Fingerprint>,
-    /// `--format`.
+    /// `--format`, or the name of a sink of the user's.
     pub format: String,
+    /// The extension of that sink's files; none for those of the house.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension: Option<String>,
     /// `--max-lines-per-file`.
     pub max_rows: u64,
     /// Not `--no-flattened`.
@@ -61,7 +64,15 @@ impl Identity {
         differs(self.engines == other.engines, "the engines differ");
         let input = source::difference(&self.input, &other.input);
         differs(input.is_none(), input.as_deref().unwrap_or_default());
-        differs(self.format == other.format, "--format differs");
+        let custom = self.extension.is_some() || other.extension.is_some();
+        let sinks = format!("its sink is `{}`, not `{}`", self.format, other.format);
+        let extensions = "its sink's files have another extension";
+        let phrase = if custom { &sinks } else { "--format differs" };
+        differs(self.format == other.format, phrase);
+        differs(
+            self.format != other.format || self.extension == other.extension,
+            extensions,
+        );
         differs(self.max_rows == other.max_rows, "--max-lines-per-file differs");
         differs(self.flattened == other.flattened, "--no-flattened differs");
         all
@@ -120,19 +131,19 @@ impl OutDir {
             _lock: lock,
         };
         let Some(found) = found else {
-            out.forget(true)?;
+            out.forget(true, None)?;
             write_json(&out.private, &run_file, &out.identity, true)?;
             return Ok(out);
         };
         let differences = found.differences(&out.identity);
         match existing {
             Existing::Overwrite => {
-                out.forget(true)?;
+                out.forget(true, found.extension.as_deref())?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             // What a stream holds is known too late to go on with anything but its answers.
             Existing::Keep if !differences.is_empty() || out.identity.input.iter().any(|of| of.stream) => {
-                out.forget(false)?;
+                out.forget(false, found.extension.as_deref())?;
                 out.all_answers = true;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
@@ -160,8 +171,12 @@ impl OutDir {
         Lock::take(private, path)
     }
 
-    /// Removes the outputs of a run, and its answers too if told so.
-    fn forget(&self, answers: bool) -> Result<(), RunError> {
+    /// Removes the outputs of a run, whose sink may have had an extension of its own, and its answers too if told
+    /// so.
+    fn forget(&self, answers: bool, extension: Option<&str>) -> Result<(), RunError> {
+        let mut extensions = vec!["jsonl", "parquet"];
+        extensions.extend(extension);
+        extensions.extend(self.identity.extension.as_deref());
         let remove = |path: &Path| match fs::metadata(path) {
             Err(_) => Ok(()),
             Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
@@ -181,7 +196,7 @@ impl OutDir {
                 .to_string_lossy()
                 .into_owned();
             if matches!(name.as_str(), "graph.json" | "metadata.json")
-                || (path.is_dir() && holds_only_shards(&path)?)
+                || (path.is_dir() && holds_only_shards(&path, &extensions)?)
             {
                 remove(&path)?;
             }
@@ -223,15 +238,15 @@ fn is_empty(path: &Path) -> Result<bool, RunError> {
 }
 
 /// True for a folder that we made: nothing but shards in it.
-fn holds_only_shards(dir: &Path) -> Result<bool, RunError> {
+fn holds_only_shards(dir: &Path, extensions: &[&str]) -> Result<bool, RunError> {
     for entry in fs::read_dir(dir).map_err(RunError::io(dir))? {
         let name = entry.map_err(RunError::io(dir))?.file_name();
         let name = name.to_string_lossy();
         let stem = name.strip_suffix(".part").unwrap_or(&name);
-        let stem = stem
-            .strip_suffix(".jsonl")
-            .or_else(|| stem.strip_suffix(".parquet"));
-        if !stem.is_some_and(|stem| stem.len() >= 3 && stem.bytes().all(|b| b.is_ascii_digit())) {
+        let mut stems = extensions
+            .iter()
+            .filter_map(|extension| stem.strip_suffix(extension)?.strip_suffix('.'));
+        if !stems.any(|stem| stem.len() >= 3 && stem.bytes().all(|b| b.is_ascii_digit())) {
             return Ok(false);
         }
     }

@@ -17,7 +17,7 @@ pub(super) const TOLD: usize = 100;
 /// A file format that is made from the JSON lines of a full shard.
 pub(super) trait Encoder: Debug + Send + Sync {
     /// Without a dot.
-    fn extension(&self) -> &'static str;
+    fn extension(&self) -> &str;
 
     /// How many of a folder's first lines decide its layout.
     fn decided_by(&self) -> u64;
@@ -25,10 +25,12 @@ pub(super) trait Encoder: Debug + Send + Sync {
     /// Decides what all shards of a folder have in common, from its first lines (all, if they are fewer).
     fn layout(&self, first: &mut LineReader) -> Result<Value, SinkError>;
 
-    /// Writes a shard: a pure function of layout and lines. None when it was told to stop.
+    /// Writes the shard with this number: a pure function of layout, number and lines. None when it was told to
+    /// stop.
     fn encode(
         &self,
         layout: &Value,
+        index: usize,
         lines: &mut LineReader,
         out: &mut (dyn Write + Send),
         stop: &AtomicBool,
@@ -60,6 +62,15 @@ impl LineReader {
             open: None,
             line: Vec::new(),
             lines: 0,
+        }
+    }
+
+    /// The error for a line that is not what was written.
+    pub(super) fn altered(&self, problem: &dyn std::fmt::Display) -> SinkError {
+        let path = self.files.front().map(|(path, _)| path.clone());
+        SinkError::Altered {
+            path: path.unwrap_or_default(),
+            problem: format!("line {}: {problem}", self.lines),
         }
     }
 

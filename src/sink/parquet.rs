@@ -49,7 +49,7 @@ pub(super) struct Table {
 
 impl Table {
     /// The outputs of every node.
-    pub(crate) fn of_nodes(plan: &Plan) -> Vec<Self> {
+    pub(super) fn of_nodes(plan: &Plan) -> Vec<Self> {
         let nodes = plan.nodes.iter();
         nodes
             .map(|node| Self::new(plan, &node.id, &record_schema(node), Vec::new()))
@@ -57,7 +57,7 @@ impl Table {
     }
 
     /// The flattened records.
-    pub(crate) fn flattened(plan: &Plan) -> Self {
+    pub(super) fn flattened(plan: &Plan) -> Self {
         let names = flattened_names(plan).into_iter().map(str::to_owned).collect();
         Self::new(plan, "flattened", &flattened_schema(plan), names)
     }
@@ -129,7 +129,7 @@ impl Table {
 }
 
 impl Encoder for Table {
-    fn extension(&self) -> &'static str {
+    fn extension(&self) -> &str {
         "parquet"
     }
 
@@ -145,6 +145,7 @@ impl Encoder for Table {
     fn encode(
         &self,
         layout: &Value,
+        _index: usize,
         lines: &mut LineReader,
         out: &mut (dyn Write + Send),
         stop: &AtomicBool,

@@ -238,6 +238,7 @@ impl SpoolWriter {
             let job = Job {
                 encoder: self.encoder.clone(),
                 layout: layout.clone(),
+                index,
                 lines,
                 closed: waiting.closed.clone(),
                 part: part_path(&path),
@@ -442,6 +443,7 @@ impl Drop for SpoolWriter {
 struct Job {
     encoder: Arc<dyn Encoder>,
     layout: Arc<Value>,
+    index: usize,
     lines: PathBuf,
     closed: Closed,
     part: PathBuf,
@@ -457,7 +459,7 @@ impl Job {
         let mut out = Hashed::create(&self.part)?;
         let rescued = self
             .encoder
-            .encode(&self.layout, &mut lines, &mut out, &self.stop);
+            .encode(&self.layout, self.index, &mut lines, &mut out, &self.stop);
         if let Some(source) = out.failed {
             let path = self.part.clone();
             return Err(SinkError::Io { path, source });

@@ -7,6 +7,7 @@ use fs_err::{self as fs, File};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use super::custom::Custom;
 use super::encoder::Encoder;
 use super::folder::{Folder, Pending, ShardState};
 use super::parquet::Table;
@@ -58,7 +59,7 @@ impl StreamWriter {
     pub fn resume(layout: &Layout, plan: &Plan, state: &SinkState) -> Result<Self, SinkError> {
         let pool = match layout.format {
             Format::Jsonl => None,
-            Format::Parquet => Some(Arc::new(encoding_pool()?)),
+            Format::Parquet | Format::Custom(_) => Some(Arc::new(encoding_pool()?)),
         };
         let open = |name: &str, encoder: Option<Arc<dyn Encoder>>| {
             let state = state.0.get(name).cloned().unwrap_or_default();
@@ -74,21 +75,17 @@ impl StreamWriter {
             let name = name.to_owned();
             Ok::<_, SinkError>(Writer { name, folder })
         };
-        let parquet = |table: Table| -> Arc<dyn Encoder> { Arc::new(table) };
-        let mut tables: Vec<Option<Arc<dyn Encoder>>> = match layout.format {
-            Format::Jsonl => Vec::new(),
-            Format::Parquet => Table::of_nodes(plan)
-                .into_iter()
-                .map(|t| Some(parquet(t)))
-                .collect(),
+        let (mut encoders, flattened) = match &layout.format {
+            Format::Jsonl => (Vec::new(), None),
+            Format::Parquet => encoders(Table::of_nodes(plan), Table::flattened(plan)),
+            Format::Custom(sink) => encoders(Custom::of_nodes(plan, sink), Custom::flattened(plan, sink)),
         };
-        tables.resize(layout.nodes.len(), None);
-        let nodes = layout.nodes.iter().zip(tables).map(|(name, table)| {
-            let open = |name| open(name, table);
+        encoders.resize(layout.nodes.len(), None);
+        let nodes = layout.nodes.iter().zip(encoders).map(|(name, encoder)| {
+            let open = |name| open(name, encoder);
             name.as_deref().map(open).transpose()
         });
-        let table = (layout.format == Format::Parquet).then(|| parquet(Table::flattened(plan)));
-        let flattened = layout.flattened.then(|| open("flattened", table));
+        let flattened = layout.flattened.then(|| open("flattened", flattened));
         Ok(Self {
             out: layout.out.clone(),
             nodes: nodes.collect::<Result<_, _>>()?,
@@ -143,6 +140,14 @@ impl StreamWriter {
                 .collect(),
         )
     }
+}
+
+type SharedEncoder = Option<Arc<dyn Encoder>>;
+
+/// The encoders of all nodes and of the flattened records.
+fn encoders<E: Encoder + 'static>(nodes: Vec<E>, flattened: E) -> (Vec<SharedEncoder>, SharedEncoder) {
+    let share = |encoder: E| -> SharedEncoder { Some(Arc::new(encoder)) };
+    (nodes.into_iter().map(share).collect(), share(flattened))
 }
 
 /// Below OUT: the lines of shards that are not in their format yet.

@@ -1,11 +1,11 @@
 //! The top of a chain file.
 
-use super::EngineSpec;
 use super::engine;
 use super::fields::{Fields, wrong};
 use super::problem::{Code, Problem, Problems, nearest};
 use super::steps::{self, NodeSpec};
 use super::yaml::{Entry, Node, Text, Yaml};
+use super::{EngineSpec, Span};
 
 /// Every key of a chain file.
 pub(crate) const KEYS: &[&str] = &[
@@ -52,6 +52,8 @@ pub struct ChainSpec {
 pub struct EngineDecl {
     /// Its name.
     pub name: Text,
+    /// Its declaration, without the name.
+    pub span: Span,
     /// The engine; none when its declaration has problems of its own.
     pub spec: Option<EngineSpec>,
     /// What this version does not serve; it only matters to a chain that uses the engine.
@@ -167,6 +169,7 @@ fn read_engines(fields: &Fields<'_>, problems: &mut Problems) -> Vec<EngineDecl>
             }
             EngineDecl {
                 name,
+                span: entry.value.span,
                 spec,
                 unsupported,
             }

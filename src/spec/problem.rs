@@ -51,11 +51,13 @@ pub enum Code {
     UnguardedNull,
     /// A branch that is joined as one row can leave several (a warning).
     JoinCardinality,
+    /// An engine, a model or a var that nothing uses (a warning).
+    Unused,
 }
 
 impl Code {
     /// Every code, in the order of their documentation.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::File,
         Self::YamlSyntax,
         Self::UnknownKey,
@@ -78,6 +80,7 @@ impl Code {
         Self::UnknownClosure,
         Self::UnguardedNull,
         Self::JoinCardinality,
+        Self::Unused,
     ];
 
     /// The stable name.
@@ -105,6 +108,7 @@ impl Code {
             Self::UnknownClosure => "unknown_closure",
             Self::UnguardedNull => "unguarded_null",
             Self::JoinCardinality => "join_cardinality",
+            Self::Unused => "unused",
         }
     }
 
@@ -131,12 +135,13 @@ impl Code {
             Self::UnknownClosure => "closures are registered by programs that use chainette as a library",
             Self::UnguardedNull => "guard it with `{% if NAME %}...{% endif %}`",
             Self::JoinCardinality => "add `collect: true` to the branch",
+            Self::Unused => "remove it, or use it",
         }
     }
 
     /// True for what does not keep the chain from running.
     pub fn is_warning(self) -> bool {
-        matches!(self, Self::UnguardedNull | Self::JoinCardinality)
+        matches!(self, Self::UnguardedNull | Self::JoinCardinality | Self::Unused)
     }
 }
 

@@ -113,10 +113,12 @@ fn good_chains() {
 
 pub const ENGINES: &str = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}}\n";
 
+/// Compiles a chain, whose Steps may ask `e`.
 pub fn chain(text: &str) -> Result<Compiled, Report> {
+    let engines = if text.contains("engine: e") { ENGINES } else { "" };
     let input = ChainInput {
         path: "chain.yaml".into(),
-        text: Some(format!("{ENGINES}{text}")),
+        text: Some(format!("{engines}{text}")),
         ..ChainInput::default()
     };
     compile(&input, &Closures::none())

@@ -325,7 +325,7 @@ fn warnings_are_shown_once() {
         };
         assert_eq!(warning["code"], "unguarded_null");
         assert_eq!((&warning["line"], &warning["column"]), (&json!(3), &json!(37)));
-        assert_eq!(warning["help"], "guard it: `a and a.text`");
+        assert_eq!(warning["help"], "guard it: `a is not none and a.text`");
     }
 }
 

@@ -60,6 +60,20 @@ fn custom_engine() {
 }
 
 #[test]
+fn custom_sink() {
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let reviews = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/reviews.jsonl");
+    let said = example(dir.path(), "custom_sink", &[reviews, "out"]);
+    assert_eq!(said, "10 rows in, 10 out\n");
+    let words = fs::read_to_string(dir.path().join("out/words/000.csv")).expect("the CSV file is there");
+    assert!(
+        words.starts_with("row_id,first,words,_other\n0,Arrived,13,\n"),
+        "{words}"
+    );
+    assert_eq!(words.lines().count(), 11);
+}
+
+#[test]
 fn huge_batch_demo() {
     let dir = tempfile::tempdir().expect("a folder can be made");
     for _again in 0..2 {

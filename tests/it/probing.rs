@@ -243,22 +243,27 @@ fn the_table_of_engines() {
     let chain = format!(
         "engines:\n  \
          small: {{backend: openai, model: qwen, endpoint: '{}?token=hidden', concurrency: 4}}\n  \
-         keyed: {{backend: openai, model: qwen, endpoint: '{}', api_key_env: MY_KEY, headers: {{X-Team: private-team}}}}\n  \
-         unset: {{backend: openai, model: qwen, endpoint: '{}', api_key_env: NO_KEY}}\n  \
-         own: {{backend: embedded, model: ./m.gguf}}\n\
+         keyed: {{backend: openai, model: qwen, endpoint: '{}', api_key_env: MY_KEY, headers: {{X-Team: private-team}}}}\n\
          steps:\n  - {{id: a, engine: small, user_prompt: hi}}\n  - {{id: b, engine: keyed, user_prompt: hi}}\n  \
          - {{id: c, engine: small, user_prompt: hi}}\n",
         good.url("/v1"),
-        locked.url("/v1"),
+        locked.url("/v1")
+    );
+    // Engines that no Step asks are shown as well.
+    let shared = format!(
+        "engines:\n  \
+         unset: {{backend: openai, model: qwen, endpoint: '{}', api_key_env: NO_KEY}}\n  \
+         own: {{backend: embedded, model: ./m.gguf}}\n",
         locked.url("/v1")
     );
     // A query is no part of a base URL; it is hidden wherever the endpoint is shown.
     let chain = chain.replace("?token=hidden", "");
-    let dir = folder(&[("chain.yaml", &chain)]);
+    let dir = folder(&[("chain.yaml", &chain), ("shared.yaml", &shared)]);
     let invoke = |args: &[&str]| {
         let output = Command::new(BINARY)
             .current_dir(dir.path())
-            .args(["engines", "chain.yaml", "--timeout", "30s"])
+            .args(["engines", "chain.yaml", "--engines", "shared.yaml"])
+            .args(["--timeout", "30s"])
             .args(args)
             .env("MY_KEY", "sk-very-secret-key")
             .env_remove("NO_KEY")

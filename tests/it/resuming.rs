@@ -86,7 +86,7 @@ fn the_same_bytes_come_out_again() {
 #[test]
 fn every_difference_is_named() {
     let bench = Bench::new(
-        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: .}}\n",
+        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: '$vars.v as $v | .'}}\n",
         rows(10),
     );
     assert_eq!(bench.run(&[]).code, 0);
@@ -121,7 +121,7 @@ fn every_difference_is_named() {
     set_time(old);
     bench.write(
         "chain.yaml",
-        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: '., .'}}\n",
+        "name: t\nvars: {v: 1}\nsteps:\n  - {id: n, apply: {jq: '$vars.v as $v | ., .'}}\n",
     );
     said += &refused(&[]);
     assert_stderr!(said);

@@ -67,6 +67,49 @@ fn rows_are_checked_up_to_the_first_prompts() {
 }
 
 #[test]
+fn jq_reads_of_fields_that_no_row_has_are_named() {
+    let cases = [
+        (".auther", ".auther"),
+        ("{title, by: .auther}", ".auther"),
+        ("{title, auther}", ".auther"),
+        (".auther.name | {name: .nome}", ".auther"),
+        ("select(.titel != \"x\")", ".titel"),
+        (".a.b // .title", ".a"),
+        (". as $row | {x: .titel, y: $row.title}", ".titel"),
+        ("if .titel then . else .title end", ".titel"),
+        (". + {n: (.titel | length)}", ".titel"),
+        (".title", ""),
+        (".[\"title\"], .[.title]", ""),
+        (".titel = .title", ""),
+        ("has(\"titel\")", ""),
+        ("{titel: .title} | .titel", ""),
+        ("del(.titel)", ""),
+        ("$row.chain_input.titel", ""),
+    ];
+    let rows = "{\"title\":\"x\",\"author\":{\"name\":\"y\"}}\n";
+    for (program, missing) in cases {
+        let chain = json!({"steps": [{"id": "n", "apply": {"jq": program}}]}).to_string();
+        let dir = folder(&[("chain.yaml", &chain), ("rows.jsonl", rows)]);
+        let args = [
+            "inspect",
+            "chain.yaml",
+            "--input",
+            "rows.jsonl",
+            "--format",
+            "json",
+        ];
+        let (_, stdout, stderr) = invoke(dir.path(), &args);
+        let found: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{program}: {stderr}"));
+        let found = found["never_found"].as_array().expect("a list");
+        let reads: Vec<&str> = found.iter().filter_map(|miss| miss["read"].as_str()).collect();
+        assert_eq!(reads.join(" "), missing, "{program}");
+        if missing == ".auther" {
+            assert_eq!(found[0]["help"], "did you mean `author`?");
+        }
+    }
+}
+
+#[test]
 fn what_the_check_finds_is_what_a_run_finds() {
     // Without Steps the check goes all the way: its failures are those of errors/.
     let chain = "\

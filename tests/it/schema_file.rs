@@ -327,13 +327,20 @@ fn an_error_is_about_the_kind_of_item_that_was_meant() {
 }
 
 #[test]
-fn the_command_prints_both_schemas() {
+fn the_command_prints_all_schemas() {
     let printed = |args: &[&str]| -> Value {
         let ran = invoke(Path::new("."), args);
         assert_eq!((ran.0, ran.2.as_str()), (0, ""), "{args:?}");
         serde_json::from_str(&ran.1).expect("JSON")
     };
     assert_eq!(printed(&["schema"]), chain());
+    let events = printed(&["schema", "--events"]);
+    assert_eq!(events.to_string(), {
+        let schema: Value = serde_json::from_str(chainette::report::events_schema()).expect("JSON");
+        schema.to_string()
+    });
+    let both = invoke(Path::new("."), &["schema", "--events", "--engines-file"]);
+    assert_eq!(both.0, 2, "{}", both.2);
     let engines = printed(&["schema", "--engines-file"]);
     assert_eq!(engines, engines_file());
     let validator = validator(&engines);

@@ -8,7 +8,7 @@ use chainette::row::{Named, Record, RowId};
 use serde_json::json;
 
 /// Renders with an item, with `fr` null and `de` a record.
-fn render(template: &str) -> Result<String, String> {
+pub fn render(template: &str) -> Result<String, String> {
     let (visible, names) = names();
     let template = Template::compile(template, &visible).map_err(|e| format!("compile: {e}"))?;
     with_scope(&names, |scope| template.render(scope))
@@ -149,6 +149,21 @@ fn nulls_are_errors_unless_guarded() {
         err("{% for x in fr %}{% endfor %}"),
         "`fr` is null here; guard it with {% if fr %}"
     );
+    // The third part of a path, what filters hand on and brackets are no way around.
+    for null in [
+        "item['in'].deep[2].k",
+        "(item['in'].deep[2]).k",
+        "(item['in'].deep | last).k",
+    ] {
+        for template in [
+            "{{ NULL | upper }}",
+            "{{ 'a' ~ (NULL) }}",
+            "{{ (NULL) | tojson ~ NULL }}",
+        ] {
+            let template = template.replace("NULL", null);
+            assert!(err(&template).contains("is null"), "{template}");
+        }
+    }
     assert_eq!(ok("{% if fr %}{{ fr.text }}{% else %}none{% endif %}"), "none");
     assert_eq!(
         ok("{{ fr.text if fr else '-' }}{{ fr and fr.text or '+' }}"),
@@ -260,15 +275,15 @@ fn conditions() {
     assert_eq!(eval("no is none and no == none"), Ok(true));
     assert_eq!(
         eval("de.opt < 1"),
-        Err("`de.opt` is null here; guard it with {% if de.opt %}".into())
+        Err("`de.opt` is null here; guard it: `de.opt is not none and ...`".into())
     );
     assert_eq!(
         eval("de.opt == 'a'"),
-        Err("`de.opt` is null here; guard it with {% if de.opt %}".into())
+        Err("`de.opt` is null here; guard it: `de.opt is not none and ...`".into())
     );
     assert_eq!(
         eval("fr.text == 'a'"),
-        Err("`fr` is null here; guard it with {% if fr %}".into())
+        Err("`fr` is null here; guard it: `fr is not none and ...`".into())
     );
     for deep in [
         "item['in'].deep[2].k < 1",
@@ -277,6 +292,11 @@ fn conditions() {
     ] {
         assert!(eval(deep).is_err_and(|e| e.contains("null here")), "{deep}");
     }
+    assert_eq!(
+        eval("[none][0] == 1"),
+        Err("the value is null here; guard it: `NAME is not none and ...`".into())
+    );
+    assert_eq!(eval("fr is not none and fr.text == 'a'"), Ok(false));
     assert!(eval("nope").is_err_and(|e| e.starts_with("`nope` is undefined")));
     assert!(eval("a b").is_err_and(|e| e.starts_with("compile: ")));
     assert!(eval("fr) %}1{% endif %}{% if (fr").is_err_and(|e| e.starts_with("compile: ")));

@@ -4,10 +4,12 @@
 //! go on for ever, and the check fails when a row's program is over its time or stack.
 
 mod bounded;
+mod fields;
 mod infer;
 mod outputs;
 
 pub(crate) use bounded::set_stack;
+pub(crate) use fields::item_fields;
 pub(crate) use infer::infer;
 pub use outputs::Outputs;
 

@@ -1,12 +1,13 @@
 //! What a template reads, and where a null must be refused: a walk over its syntax tree.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Stmt, UnaryOpKind};
-use minijinja::machinery::{Span, parse};
+use minijinja::machinery::{Span, parse, parse_expr};
 use minijinja::syntax::SyntaxConfig;
 
+use super::exprs::{implied, is_null, joined, may_be_null, path_of, range, replaces_null, start};
 use super::{Read, env};
 use crate::expr::ExprError;
 use crate::spec::suggest;
@@ -31,6 +32,11 @@ struct Mark {
 }
 
 impl Mark {
+    /// Not null.
+    fn new(at: Range<usize>) -> Self {
+        Self { at, against: None }
+    }
+
     /// The filter, with what it needs.
     fn filter(&self, source: &str) -> String {
         let text = |range: &Range<usize>| source.get(range.clone()).unwrap_or_default();
@@ -58,9 +64,9 @@ impl Analysis {
             out.push_str(source.get(from..at).unwrap_or_default());
             from = at;
             if opens {
-                out.push('(');
+                out.push_str("((");
             } else if let Some(mark) = self.marks.get(order.unsigned_abs()) {
-                out.push('|');
+                out.push_str(")|");
                 out.push_str(&mark.filter(source));
                 out.push(')');
             }
@@ -75,7 +81,8 @@ pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
     let tree =
         parse(source, "template", SyntaxConfig::default()).map_err(|error| env::syntax_error(&error))?;
     let mut walk = Walk {
-        scopes: vec![HashSet::new()],
+        source,
+        scopes: vec![HashMap::new()],
         guards: Vec::new(),
         found: Analysis {
             reads: Vec::new(),
@@ -103,160 +110,37 @@ enum Use {
     Test,
     /// Undefined is fine, too.
     Optional,
+    /// Undefined is fine, and null is an error: a filter that only replaces what is undefined hands it on.
+    Defaulted,
 }
 
-struct Walk {
+impl Use {
+    fn allows_undefined(self) -> bool {
+        matches!(self, Self::Optional | Self::Defaulted)
+    }
+
+    fn refuses_null(self) -> bool {
+        matches!(self, Self::Value | Self::Defaulted)
+    }
+}
+
+/// What a name that the template sets itself stands for: a path that may be null, where it is one.
+type Local = Option<(String, Vec<String>)>;
+
+struct Walk<'s> {
+    source: &'s str,
     /// Names that the template sets itself.
-    scopes: Vec<HashSet<String>>,
+    scopes: Vec<HashMap<String, Local>>,
     /// Paths known not to be null here.
     guards: Vec<String>,
     found: Analysis,
     error: Option<ExprError>,
 }
 
-/// Filters that take a null.
-const NULL_FILTERS: [&str; 6] = ["default", "d", "tojson", "pprint", "list", "bool"];
+/// Filters that take a null (and `default`, which may hand it on).
+const NULL_FILTERS: [&str; 4] = ["tojson", "pprint", "list", "bool"];
 
-/// Tests that only hold for what is not null.
-const VALUE_TESTS: [&str; 12] = [
-    "string",
-    "number",
-    "integer",
-    "int",
-    "float",
-    "boolean",
-    "mapping",
-    "sequence",
-    "iterable",
-    "startingwith",
-    "endingwith",
-    "true",
-];
-
-fn range(span: Span) -> Range<usize> {
-    span.start_offset as usize..span.end_offset as usize
-}
-
-/// All of an expression. minijinja's span of `a.b.c` and the like begins at the last part.
-fn whole(expr: &Expr<'_>) -> Range<usize> {
-    let span = range(expr.span());
-    let first = match expr {
-        Expr::GetAttr(e) => Some(&e.expr),
-        Expr::GetItem(e) => Some(&e.expr),
-        Expr::Slice(e) => Some(&e.expr),
-        Expr::Call(e) => Some(&e.expr),
-        Expr::Filter(e) => e.expr.as_ref(),
-        Expr::Test(e) => Some(&e.expr),
-        Expr::BinOp(e) => Some(&e.left),
-        Expr::Compare(e) => Some(&e.expr),
-        _ => None,
-    };
-    let start = first.map_or(span.start, |first| whole(first).start.min(span.start));
-    start..span.end
-}
-
-/// `a.b["c"]` as `a` and `[b, c]`.
-fn path_of<'e>(expr: &'e Expr<'_>) -> Option<(&'e str, Span, Vec<String>)> {
-    match expr {
-        Expr::Var(var) => Some((var.id, var.span(), Vec::new())),
-        Expr::GetAttr(attr) => {
-            let (name, span, mut fields) = path_of(&attr.expr)?;
-            fields.push(attr.name.to_owned());
-            Some((name, span, fields))
-        }
-        Expr::GetItem(item) => {
-            let Expr::Const(key) = &item.subscript_expr else {
-                return None;
-            };
-            let (name, span, mut fields) = path_of(&item.expr)?;
-            fields.push(key.value.as_str()?.to_owned());
-            Some((name, span, fields))
-        }
-        _ => None,
-    }
-}
-
-fn joined(name: &str, fields: &[String]) -> String {
-    std::iter::once(name)
-        .chain(fields.iter().map(String::as_str))
-        .collect::<Vec<_>>()
-        .join(".")
-}
-
-fn is_null(expr: &Expr<'_>) -> bool {
-    matches!(expr, Expr::Const(c) if c.value.is_none())
-}
-
-/// The names that cannot be null when the expression is true.
-pub(super) fn names_implied(expr: &Expr<'_>) -> Vec<String> {
-    implied(expr, true)
-        .iter()
-        .filter_map(|path| path.split('.').next())
-        .map(str::to_owned)
-        .collect()
-}
-
-/// The paths that cannot be null when the expression is true (or false).
-fn implied(expr: &Expr<'_>, truth: bool) -> Vec<String> {
-    if let Some((name, _, fields)) = path_of(expr) {
-        return if truth {
-            vec![joined(name, &fields)]
-        } else {
-            Vec::new()
-        };
-    }
-    let compared = |left: &Expr<'_>, right: &Expr<'_>, equal: bool| {
-        if is_null(left) || is_null(right) {
-            if truth == equal {
-                return Vec::new();
-            }
-        } else if !truth {
-            return Vec::new();
-        }
-        [left, right]
-            .iter()
-            .filter_map(|e| path_of(e))
-            .map(|(name, _, fields)| joined(name, &fields))
-            .collect()
-    };
-    match expr {
-        Expr::UnaryOp(op) if matches!(op.op, UnaryOpKind::Not) => implied(&op.expr, !truth),
-        Expr::BinOp(op) => match (op.op, truth) {
-            (BinOpKind::ScAnd, true) | (BinOpKind::ScOr, false) => {
-                let mut all = implied(&op.left, truth);
-                all.extend(implied(&op.right, truth));
-                all
-            }
-            (BinOpKind::Eq, _) => compared(&op.left, &op.right, true),
-            (BinOpKind::Ne, _) => compared(&op.left, &op.right, false),
-            (BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte, true) => {
-                compared(&op.left, &op.right, false)
-            }
-            _ => Vec::new(),
-        },
-        Expr::Compare(compare) => match compare.ops.as_slice() {
-            [op] => match op.op {
-                CompareOpKind::Eq => compared(&compare.expr, &op.expr, true),
-                CompareOpKind::In | CompareOpKind::NotIn => Vec::new(),
-                _ => compared(&compare.expr, &op.expr, false),
-            },
-            _ => Vec::new(),
-        },
-        Expr::Test(test) => {
-            let told = match test.name {
-                "none" => !truth,
-                name => truth && VALUE_TESTS.contains(&name),
-            };
-            match path_of(&test.expr) {
-                Some((name, _, fields)) if told => vec![joined(name, &fields)],
-                _ => Vec::new(),
-            }
-        }
-        _ => Vec::new(),
-    }
-}
-
-impl Walk {
+impl Walk<'_> {
     fn fail(&mut self, span: Span, message: String) {
         self.error.get_or_insert(ExprError {
             message,
@@ -265,14 +149,44 @@ impl Walk {
     }
 
     fn is_local(&self, name: &str) -> bool {
-        self.scopes.iter().any(|s| s.contains(name))
+        self.scopes.iter().any(|s| s.contains_key(name))
+    }
+
+    /// What a name that the template set stands for.
+    fn local(&self, name: &str) -> Local {
+        self.scopes.iter().rev().find_map(|s| s.get(name))?.clone()
+    }
+
+    /// The path that a name set to this value stands for; none where it cannot be null, or is no path.
+    fn path_behind(&self, value: &Expr<'_>) -> Local {
+        if let Expr::Filter(filter) = value {
+            let hands_on = matches!(filter.name, "default" | "d") && !replaces_null(&filter.args);
+            return self.path_behind(filter.expr.as_ref().filter(|_| hands_on)?);
+        }
+        let (name, _, fields) = path_of(value)?;
+        let (name, fields) = match self.is_local(name) {
+            true => self.local(name).map(|(root, mut path)| {
+                path.extend(fields);
+                (root, path)
+            })?,
+            false => (name.to_owned(), fields),
+        };
+        (!self.is_guarded(&name)).then_some((name, fields))
+    }
+
+    /// Sets a name to a value.
+    fn assign(&mut self, target: &Expr<'_>, behind: Local) {
+        self.declare(target);
+        if let (Expr::Var(var), Some(scope)) = (target, self.scopes.last_mut()) {
+            scope.insert(var.id.to_owned(), behind);
+        }
     }
 
     fn declare(&mut self, target: &Expr<'_>) {
         match target {
             Expr::Var(var) => {
                 if let Some(scope) = self.scopes.last_mut() {
-                    scope.insert(var.id.to_owned());
+                    scope.insert(var.id.to_owned(), None);
                 }
             }
             Expr::List(list) => list.items.iter().for_each(|e| self.declare(e)),
@@ -283,19 +197,26 @@ impl Walk {
 
     fn declare_names(&mut self, names: &[&str]) {
         if let Some(scope) = self.scopes.last_mut() {
-            scope.extend(names.iter().map(|n| (*n).to_owned()));
+            scope.extend(names.iter().map(|n| ((*n).to_owned(), None)));
         }
     }
 
     fn scoped(&mut self, body: impl FnOnce(&mut Self)) {
-        self.scopes.push(HashSet::new());
+        self.scopes.push(HashMap::new());
         body(self);
         self.scopes.pop();
     }
 
     fn guarded(&mut self, paths: Vec<String>, body: impl FnOnce(&mut Self)) {
         let before = self.guards.len();
-        self.guards.extend(paths);
+        for path in paths {
+            // What guards a name that the template set guards what it stands for.
+            let root = path.split('.').next().unwrap_or_default();
+            if let Some((name, fields)) = self.local(root) {
+                self.guards.push(joined(&name, &fields));
+            }
+            self.guards.push(path);
+        }
         body(self);
         self.guards.truncate(before);
     }
@@ -335,16 +256,19 @@ impl Walk {
                 for (_, value) in &b.assignments {
                     self.expr(value, Use::Test);
                 }
+                let values = b.assignments.iter();
+                let behind: Vec<Local> = values.map(|(_, value)| self.path_behind(value)).collect();
                 self.scoped(|w| {
-                    for (target, _) in &b.assignments {
-                        w.declare(target);
+                    for ((target, _), behind) in b.assignments.iter().zip(behind) {
+                        w.assign(target, behind);
                     }
                     w.stmts(&b.body);
                 });
             }
             Stmt::Set(s) => {
                 self.expr(&s.expr, Use::Test);
-                self.declare(&s.target);
+                let behind = self.path_behind(&s.expr);
+                self.assign(&s.target, behind);
             }
             Stmt::SetBlock(s) => {
                 self.scoped(|w| w.stmts(&s.body));
@@ -388,60 +312,91 @@ impl Walk {
         });
     }
 
-    /// Notes a read of a name, unless the template set that itself.
+    /// True where the surroundings keep a name from being null.
+    fn is_guarded(&self, name: &str) -> bool {
+        let of_it = |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        self.guards.iter().any(|guard| guard == name || of_it(guard))
+    }
+
+    /// Notes a read of a name; of one that the template set itself only what may be null.
     fn read(&mut self, expr: &Expr<'_>, name: &str, fields: Vec<String>, used: Use) {
-        if self.is_local(name) || name == "self" {
+        let needs_value = !fields.is_empty() || used.refuses_null();
+        if name == "self" {
             return;
         }
-        let guarded = self
-            .guards
-            .iter()
-            .any(|g| g == name || g.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+        if self.is_local(name) {
+            if let Some((root, mut path)) = self.local(name)
+                && needs_value
+                && !self.is_guarded(&root)
+            {
+                path.extend(fields);
+                self.found.reads.push(Read {
+                    name: root,
+                    fields: path,
+                    span: start(expr)..range(expr.span()).end,
+                    needs_value,
+                    // Which of several values it has is known at run only.
+                    optional: true,
+                });
+            }
+            return;
+        }
+        let needs_value = needs_value && !self.is_guarded(name);
         if !self.found.names.iter().any(|n| n == name) {
             self.found.names.push(name.to_owned());
         }
-        let needs_value = !guarded && (!fields.is_empty() || used == Use::Value);
         self.found.reads.push(Read {
             name: name.to_owned(),
             fields,
-            span: range(expr.span()),
+            span: start(expr)..range(expr.span()).end,
             needs_value,
-            optional: used == Use::Optional,
+            optional: used.allows_undefined(),
         });
     }
 
     /// Marks an operand that must not be null.
     fn operand(&mut self, expr: &Expr<'_>) {
-        if !matches!(expr, Expr::Const(_)) {
-            self.mark(whole(expr));
+        if may_be_null(expr) {
+            let end = range(expr.span()).end;
+            let all = self.whole(start(expr), end);
+            self.found.marks.extend(all.map(Mark::new));
         }
         self.expr(expr, Use::Value);
     }
 
-    fn mark(&mut self, at: Range<usize>) {
-        self.found.marks.push(Mark { at, against: None });
-    }
-
     /// Notes that the two operands walked last are ordered: minijinja orders a text and a number by their
-    /// kinds, without a word. Only what needs no parentheses is looked at.
+    /// kinds, without a word. Only paths and constants are looked at.
     fn ordered(&mut self, left: &Expr<'_>, right: &Expr<'_>) {
         let simple = |expr: &Expr<'_>| matches!(expr, Expr::Const(_)) || path_of(expr).is_some();
         if !(simple(left) && simple(right)) {
             return;
         }
-        let path = if path_of(left).is_some() { left } else { right };
-        let other = if std::ptr::eq(path, left) { right } else { left };
-        let at = whole(path);
-        if let Some(mark) = self.found.marks.iter_mut().rev().find(|mark| mark.at == at) {
-            mark.against = Some(whole(other));
+        let (path, other) = match path_of(left) {
+            Some(_) => (left, right),
+            None => (right, left),
+        };
+        let at = |expr: &Expr<'_>| start(expr)..range(expr.span()).end;
+        let marked = at(path);
+        if let Some(mark) = self.found.marks.iter_mut().rev().find(|mark| mark.at == marked) {
+            mark.against = Some(at(other));
         }
+    }
+
+    /// The text of an expression that ends here and begins here, or at a bracket before.
+    fn whole(&self, mut from: usize, end: usize) -> Option<Range<usize>> {
+        while parse_expr(self.source.get(from..end)?).is_err() {
+            let before = self.source.get(..from)?.trim_end();
+            from = before.strip_suffix('(')?.len();
+        }
+        Some(from..end)
     }
 
     fn expr(&mut self, expr: &Expr<'_>, used: Use) {
         if let Some((name, root, fields)) = path_of(expr) {
-            if used == Use::Optional && !fields.is_empty() && !self.is_local(name) {
+            let is_path = !self.is_local(name) || self.local(name).is_some();
+            if used.allows_undefined() && !fields.is_empty() && is_path {
                 // `fr.text|default("-")` forgives a missing `text`, not a null `fr`.
-                self.mark(range(root));
+                self.found.marks.push(Mark::new(range(root)));
             }
             self.read(expr, name, fields, used);
             return;
@@ -529,6 +484,9 @@ impl Walk {
                 }
                 if let Some(inner) = &e.expr {
                     match e.name {
+                        "default" | "d" if used.refuses_null() && !replaces_null(&e.args) => {
+                            self.expr(inner, Use::Defaulted);
+                        }
                         "default" | "d" => self.expr(inner, Use::Optional),
                         name if NULL_FILTERS.contains(&name) => self.expr(inner, Use::Test),
                         // Already marked.

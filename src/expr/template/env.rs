@@ -18,6 +18,9 @@ pub(super) const NOT_NULL: &str = "__value";
 /// The filter that refuses what has no order against its argument: a text against a number.
 pub(super) const ORDERED: &str = "__ordered";
 
+/// What it says of a null.
+pub(super) const IS_NULL: &str = "the value is null";
+
 /// The environment every template is added to (a clone shares everything).
 pub(super) fn shared() -> &'static Environment<'static> {
     static ENV: OnceLock<Environment<'static>> = OnceLock::new();
@@ -48,10 +51,7 @@ fn not_null(value: Value) -> Result<Value, Error> {
         return Err(Error::from(ErrorKind::UndefinedError));
     }
     if value.is_none() {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "the value is null here; guard it with {% if ... %}",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, IS_NULL));
     }
     Ok(value)
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use super::{State, Walker, scope, set};
+use super::{State, Walker, set};
+use crate::expr::jq::item_fields;
 use crate::expr::template::{FIXED_NAMES, Template};
+use crate::node::apply::apply as apply_to;
 use crate::node::chunk::valid;
 use crate::plan::{ApplyPlan, Branch, Group, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
-use crate::row::{ErrorKind, Named, Record, RowId};
+use crate::row::{ErrorKind, Named, Record, RowError, RowId};
 use crate::source::Chunk;
 use crate::spec::{OnError, suggest};
 
@@ -192,7 +194,10 @@ impl Preview<'_> {
             self.fields(record);
         }
         match valid(&self.walker.plan, &arrival.record) {
-            Err(message) => self.fail(None, &arrival.id, ErrorKind::InvalidInput, message),
+            Err(message) => {
+                let error = RowError::new(ErrorKind::InvalidInput, message);
+                self.fail(None, &arrival.id, error);
+            }
             Ok(record) => {
                 let state = State {
                     id: arrival.id,
@@ -235,36 +240,24 @@ impl Preview<'_> {
 
     /// What a row does at a node; none when the same row goes on.
     fn node(&mut self, ix: NodeIx, state: &mut State, rest: &[Item]) -> Option<Way> {
-        let plan = &self.walker.plan;
-        let node = plan.nodes.get(ix.0)?;
+        let walker = self.walker;
+        let node = walker.plan.nodes.get(ix.0)?;
         self.arrive(node, &state.item);
-        match node
-            .when
-            .as_ref()
-            .map_or(Ok(true), |when| when.eval(&scope(plan, state)))
-        {
+        match walker.holds(node.when.as_ref(), state) {
             Ok(true) => {}
             Ok(false) => {
                 self.at(node).skipped += 1;
                 set(state, node, Named::Null);
                 return None;
             }
-            Err(message) => return Some(self.fail_at(node, state, ErrorKind::Template, message)),
+            Err(error) => return Some(self.fail_at(node, state, error)),
         }
         match &node.kind {
             NodeKind::Step(step) => self.step(node, step, state),
-            NodeKind::Apply(ApplyPlan::Jq(program)) => {
-                let mut records = Vec::new();
-                if let Err(message) = program.run(&scope(plan, state), &mut records) {
-                    return Some(self.fail_at(node, state, ErrorKind::Apply, message));
-                }
-                let model = node.model.as_ref();
-                let wrong = |record: &Record| model.and_then(|model| model.validate(&record.to_json()).err());
-                if let Some(message) = records.iter().find_map(wrong) {
-                    return Some(self.fail_at(node, state, ErrorKind::InvalidOutput, message));
-                }
-                self.emit(node, state, records, rest)
-            }
+            NodeKind::Apply(apply @ ApplyPlan::Jq(_)) => match apply_to(node, apply, &walker.scope(state)) {
+                Ok(records) => self.emit(node, state, records, rest),
+                Err(error) => Some(self.fail_at(node, state, error)),
+            },
             // User code is for a run.
             NodeKind::Apply(_) => {
                 self.at(node).stopped += 1;
@@ -302,14 +295,10 @@ impl Preview<'_> {
 
     /// Renders what a Step would send.
     fn step(&mut self, node: &Node, step: &StepPlan, state: &mut State) -> Option<Way> {
-        let scope = scope(&self.walker.plan, state);
-        let system = step
-            .system
-            .as_ref()
-            .map_or(Ok(String::new()), |template| template.render(&scope));
-        match system.and_then(|system| Ok((system, step.user.render(&scope)?))) {
+        match self.walker.prompts(step, state) {
             Ok((system, user)) => {
-                let characters = system.chars().count() + user.chars().count();
+                let system = system.map_or(0, |system| system.chars().count());
+                let characters = system + user.chars().count();
                 let seen = self.at(node);
                 seen.prompts += 1;
                 let (least, most) = seen.prompt_characters.unwrap_or((characters, characters));
@@ -321,27 +310,23 @@ impl Preview<'_> {
                 set(state, node, Named::Null);
                 None
             }
-            Err(message) => Some(self.fail_at(node, state, ErrorKind::Template, message)),
+            Err(error) => Some(self.fail_at(node, state, error)),
         }
     }
 
     /// Leads a row through the branches of a group; none when it goes on on its line.
     fn group(&mut self, group: &Group, state: &mut State) -> Option<Way> {
-        let plan = &self.walker.plan;
+        let walker = self.walker;
         let branches: Vec<&Branch> = group
             .branches
             .iter()
-            .filter_map(|ix| plan.branches.get(ix.0))
+            .filter_map(|ix| walker.plan.branches.get(ix.0))
             .collect();
-        let runs = match group
-            .when
-            .as_ref()
-            .map_or(Ok(true), |when| when.eval(&scope(plan, state)))
-        {
+        let runs = match walker.holds(group.when.as_ref(), state) {
             Ok(runs) => runs,
-            Err(message) => {
+            Err(error) => {
                 let first = branches.first().map(|branch| branch.id.as_str());
-                self.fail(first, &state.id, ErrorKind::Template, message);
+                self.fail(first, &state.id, error);
                 return Some(Way::failed());
             }
         };
@@ -355,19 +340,13 @@ impl Preview<'_> {
             if way.failed || way.open {
                 continue;
             }
-            let count = way.rows.len();
-            let mut items = way.rows.into_iter().filter(|row| row.emitted).map(|row| row.item);
-            let value = if branch.collect {
-                Named::List(items.collect())
-            } else if count > 1 {
-                let message = format!("branch `{}` leaves {count} rows where one is joined", branch.id);
-                self.fail(Some(&branch.id), &state.id, ErrorKind::JoinCardinality, message);
-                failed = true;
-                continue;
-            } else {
-                items.next().map_or(Named::Null, Named::Record)
-            };
-            joined.push((name, value));
+            match walker.join(branch, state, way.rows, Vec::new()) {
+                Ok(value) => joined.push((name, value)),
+                Err(failure) => {
+                    self.fail(Some(&branch.id), &state.id, failure.error);
+                    failed = true;
+                }
+            }
         }
         if failed {
             return Some(Way::failed());
@@ -385,9 +364,11 @@ impl Preview<'_> {
     }
 
     fn branch(&mut self, branch: &Branch, group_runs: bool, state: &State) -> Way {
-        let here = scope(&self.walker.plan, state);
-        let when = branch.when.as_ref().filter(|_| group_runs);
-        match when.map_or(Ok(group_runs), |when| when.eval(&here)) {
+        let runs = match group_runs {
+            true => self.walker.holds(branch.when.as_ref(), state),
+            false => Ok(false),
+        };
+        match runs {
             Ok(false) => Way::default(),
             Ok(true) => {
                 let emitted = false;
@@ -397,8 +378,8 @@ impl Preview<'_> {
                 };
                 self.line(&branch.line.0, state)
             }
-            Err(message) => {
-                self.fail(Some(&branch.id), &state.id, ErrorKind::Template, message);
+            Err(error) => {
+                self.fail(Some(&branch.id), &state.id, error);
                 Way::failed()
             }
         }
@@ -417,14 +398,15 @@ impl Preview<'_> {
         }
     }
 
-    fn fail_at(&mut self, node: &Node, state: &State, kind: ErrorKind, message: String) -> Way {
+    fn fail_at(&mut self, node: &Node, state: &State, error: RowError) -> Way {
         self.at(node).failed += 1;
-        self.fail(Some(&node.id), &state.id, kind, message);
+        self.fail(Some(&node.id), &state.id, error);
         Way::failed()
     }
 
-    fn fail(&mut self, node: Option<&str>, row_id: &RowId, kind: ErrorKind, message: String) {
+    fn fail(&mut self, node: Option<&str>, row_id: &RowId, error: RowError) {
         self.bad = true;
+        let RowError { kind, message, .. } = error;
         let kind = kind.as_str();
         let groups = &mut self.findings.failures;
         let known = groups
@@ -454,13 +436,25 @@ impl Preview<'_> {
         }
     }
 
-    /// Looks for templates that tolerate a missing field which no row has: most likely a typing error.
+    /// Looks for templates and jq programs that tolerate a missing field which no row has: most likely a typing
+    /// error.
     fn never_found(&mut self) {
         let mut found = Vec::new();
         for node in &self.walker.plan.nodes {
             let Some(seen) = self.findings.nodes.get(&node.id).filter(|seen| seen.rows > 0) else {
                 continue;
             };
+            for field in node.program.as_deref().map(item_fields).unwrap_or_default() {
+                let item = seen.fields.keys().map(String::as_str);
+                if !seen.fields.contains_key(&field) {
+                    found.push(NeverFound {
+                        node: node.id.clone(),
+                        read: format!(".{field}"),
+                        rows: seen.rows,
+                        help: suggest(&field, item),
+                    });
+                }
+            }
             for template in templates(node) {
                 for read in template.reads().iter().filter(|read| read.optional) {
                     let named = node.visible.iter().any(|(name, _)| *name == read.name);
