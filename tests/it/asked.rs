@@ -52,24 +52,42 @@ impl Asked {
         self.messages().filter(|m| m["role"] == "assistant").count()
     }
 
-    /// The JSON Schema the reply must match, as it was sent.
+    /// True when Ollama's own API is spoken, not OpenAI's.
+    pub fn is_ollama(&self) -> bool {
+        self.path.ends_with("/api/chat")
+    }
+
+    /// The JSON Schema the reply must match, as it was sent: OpenAI's form, llama.cpp's, TGI's or Ollama's.
     pub fn schema(&self) -> Option<&Value> {
+        if self.is_ollama() {
+            return self.body.get("format");
+        }
         let format = self.body.get("response_format")?;
         let named = format.get("json_schema");
         named
             .and_then(|n| n.get("schema"))
             .or_else(|| format.get("schema"))
+            .or_else(|| format.get("value"))
     }
 
     /// The seed, when one was sent.
     pub fn seed(&self) -> Option<i64> {
-        self.body.get("seed")?.as_i64()
+        self.sampling("seed")?.as_i64()
     }
 
     /// The token limit, when one was sent.
     pub fn max_tokens(&self) -> Option<u64> {
-        let limit = self.body.get("max_tokens");
-        limit.or_else(|| self.body.get("max_completion_tokens"))?.as_u64()
+        let names = ["max_tokens", "max_completion_tokens", "num_predict"];
+        names.iter().find_map(|name| self.sampling(name))?.as_u64()
+    }
+
+    fn sampling(&self, name: &str) -> Option<&Value> {
+        let place = if self.is_ollama() {
+            &self.body["options"]
+        } else {
+            &self.body
+        };
+        place.get(name)
     }
 
     /// The conversation.

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::columns;
+
 /// No test run takes longer; one that does hangs.
 const TOO_LONG: Duration = Duration::from_secs(300);
 
@@ -20,10 +22,15 @@ pub struct Ran {
 
 /// Starts `chainette ARGS` in a folder; stdout and stderr go to files there. `CHAINETTE_BIN` names another binary.
 pub fn spawn(dir: &Path, args: &[&str]) -> Child {
+    spawn_on(dir, args, Stdio::null())
+}
+
+/// The same with something on stdin.
+pub fn spawn_on(dir: &Path, args: &[&str], stdin: Stdio) -> Child {
     let file = |name: &str| Stdio::from(File::create(dir.join(name)).expect("a file can be made"));
     let binary = std::env::var_os("CHAINETTE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_chainette").into());
     let mut command = Command::new(binary);
-    command.args(args).current_dir(dir).stdin(Stdio::null());
+    command.args(args).current_dir(dir).stdin(stdin);
     command.stdout(file("stdout.txt")).stderr(file("stderr.txt"));
     for name in [
         "CHAINETTE_LOG",
@@ -61,6 +68,22 @@ pub fn wait(dir: &Path, child: &mut Child) -> Ran {
     }
 }
 
+/// Waits until something is reached; false when the run ends before.
+pub fn progress(child: &mut Child, reached: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !reached() {
+        if child.try_wait().expect("a child can be waited for").is_some() {
+            return false;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no progress for two minutes"
+        );
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    true
+}
+
 /// Runs `chainette ARGS` in a folder to its end.
 pub fn run(dir: &Path, args: &[&str]) -> Ran {
     wait(dir, &mut spawn(dir, args))
@@ -72,7 +95,8 @@ pub fn kill(child: &mut Child) {
     child.wait().expect("a killed child can be reaped");
 }
 
-/// Every file of a finished OUT but `.chainette/` and `metadata.json`, by its path below OUT.
+/// Every file of a finished OUT but `.chainette/` and `metadata.json`, by its path below OUT; Parquet as the rows
+/// it holds.
 pub fn tree(out: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     collect(out, "", &mut files);
@@ -92,7 +116,11 @@ fn collect(dir: &Path, prefix: &str, files: &mut BTreeMap<String, String>) {
             continue;
         }
         assert!(!name.ends_with(".part"), "{path} was left open");
-        files.insert(path, fs::read_to_string(entry.path()).expect("UTF-8 text"));
+        let text = match name.ends_with(".parquet") {
+            true => columns::rows(&entry.path()),
+            false => fs::read_to_string(entry.path()).expect("UTF-8 text"),
+        };
+        files.insert(path, text);
     }
 }
 

@@ -10,9 +10,25 @@ use crate::server::{Answer, Asked, Dice};
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     pub items: Vec<Item>,
-    /// `input_model: {text: string, n: integer}`
+    /// `input_model: {text: string, n: integer, big: integer?}`; [`DECLARED`] says where that shows.
     pub input_model: bool,
+    pub engine: Engine,
 }
+
+/// The one engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Engine {
+    /// An index into [`BACKENDS`].
+    pub backend: usize,
+    /// Requests in flight; `auto` without.
+    pub concurrency: Option<usize>,
+}
+
+/// The column of `flattened/` that an `input_model` declares, and whose values Parquet has no integers for.
+pub const DECLARED: &str = "chain_input.big";
+
+/// What the test server can play.
+pub const BACKENDS: [&str; 5] = ["openai", "vllm", "llamacpp", "tgi", "ollama"];
 
 /// One place on a line.
 #[derive(Clone, Debug)]
@@ -53,7 +69,17 @@ pub struct Node {
 #[derive(Clone, Debug)]
 pub enum Kind {
     Step(Step),
-    Apply(Apply),
+    Apply(Apply, Means),
+}
+
+/// Who computes an Apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    Jq,
+    /// A function of `twins.py`, with so many workers.
+    Python(usize),
+    /// `twins.py` as a program, with so many workers.
+    Command(usize),
 }
 
 /// A model call.
@@ -63,6 +89,8 @@ pub struct Step {
     pub model: Model,
     pub on_error_null: bool,
     pub retries_output: u32,
+    /// `max_tokens`; 0: unset. A request with more than 512, or without, is streamed.
+    pub max_tokens: u64,
 }
 
 /// Output models; each has a field `text`.
@@ -106,7 +134,7 @@ pub enum When {
     LabelIsA(String),
 }
 
-/// jq programs. `Input` ones read `$chain_input.n` where the others read `.n`.
+/// jq programs and their twins in `twins.py`. `Input` ones read `$chain_input.n` where the others read `.n`.
 #[derive(Clone, Debug)]
 pub enum Apply {
     Identity,
@@ -121,10 +149,13 @@ pub enum Apply {
     BadLate(From),
     Number(From),
     Empty,
+    /// The item, and then another one.
     Twice,
     RowId,
     Input,
     Vars,
+    /// `. + {n: (.n | tonumber)}`: what came as a text becomes a number.
+    Whole,
     /// `{r: $row.name, text: .text, n: $chain_input.n}`
     Row(String),
 }
@@ -137,6 +168,41 @@ pub enum From {
 }
 
 impl Apply {
+    /// What stands under `apply:`.
+    fn spec(&self, means: Means) -> Value {
+        match means {
+            Means::Jq => json!({"jq": self.source()}),
+            Means::Python(workers) => {
+                json!({"python": format!("twins.py:{}", self.name()), "workers": workers})
+            }
+            Means::Command(workers) => {
+                json!({"command": ["python3", "twins.py", self.name()], "workers": workers})
+            }
+        }
+    }
+
+    /// The name of the twin in `twins.py`.
+    fn name(&self) -> String {
+        let place = |name: &str, from: &From| format!("{name}_{from:?}").to_lowercase();
+        match self {
+            Self::Identity => "identity".into(),
+            Self::AddK => "add_k".into(),
+            Self::Even(f) => place("even", f),
+            Self::Pick(f) | Self::PickChecked(f) => place("pick", f),
+            Self::Fan(f) => place("fan", f),
+            Self::Bad(f) => place("bad", f),
+            Self::BadLate(f) => place("bad_late", f),
+            Self::Number(f) => place("number", f),
+            Self::Empty => "empty".into(),
+            Self::Twice => "twice".into(),
+            Self::RowId => "row_id".into(),
+            Self::Input => "inputs".into(),
+            Self::Vars => "tone".into(),
+            Self::Whole => "to_number".into(),
+            Self::Row(name) => format!("row_{name}"),
+        }
+    }
+
     /// The program. `first(…)` hides what it leaves: reads of fields that are not there then fail at run time,
     /// not at load.
     pub fn source(&self) -> String {
@@ -154,10 +220,11 @@ impl Apply {
             Self::BadLate(f) => format!("., (if ({} % 4) == 0 then error(\"late\") else empty end)", n(f)),
             Self::Number(f) => n(f).into(),
             Self::Empty => "empty".into(),
-            Self::Twice => "., .".into(),
+            Self::Twice => "., first({first: .text})".into(),
             Self::RowId => "first({row_id: $row_id, text: .text})".into(),
             Self::Input => "first({p: $chain_input.price, b: $chain_input.big, o: $chain_input.obj})".into(),
             Self::Vars => ". + {tone: $vars.tone}".into(),
+            Self::Whole => ". + {n: (.n | tonumber)}".into(),
             Self::Row(name) => format!("first({{r: $row.{name}, text: .text, n: $chain_input.n}})"),
         }
     }
@@ -169,11 +236,14 @@ impl Chain {
         let mut top = json!({
             "name": "generated",
             "vars": {"tone": "calm"},
-            "engines": {"e": {"backend": "openai", "model": "m", "endpoint": url, "concurrency": 8}},
+            "engines": {"e": {"backend": BACKENDS[self.engine.backend], "model": "m", "endpoint": url}},
             "steps": self.items.iter().map(Item::spec).collect::<Vec<_>>(),
         });
+        if let Some(concurrency) = self.engine.concurrency {
+            top["engines"]["e"]["concurrency"] = concurrency.into();
+        }
         if self.input_model {
-            top["models"] = json!({"Row": {"text": "string", "n": "integer"}});
+            top["models"] = json!({"Row": {"text": "string", "n": "integer", "big": "integer?"}});
             top["input_model"] = "Row".into();
         }
         let mut out = String::new();
@@ -242,8 +312,8 @@ impl Node {
             spec.insert("yield_output".into(), false.into());
         }
         match &self.kind {
-            Kind::Apply(apply) => {
-                spec.insert("apply".into(), json!({"jq": apply.source()}));
+            Kind::Apply(apply, means) => {
+                spec.insert("apply".into(), apply.spec(*means));
                 if matches!(apply, Apply::PickChecked(_)) {
                     spec.insert("output_model".into(), json!({"a": "integer"}));
                 }
@@ -261,7 +331,11 @@ impl Node {
                     }
                 };
                 spec.extend(model.map(|m| ("output_model".to_owned(), m)));
-                spec.insert("sampling".into(), json!({"max_tokens": 100, "temperature": 0}));
+                let mut sampling = json!({"temperature": 0});
+                if step.max_tokens > 0 {
+                    sampling["max_tokens"] = step.max_tokens.into();
+                }
+                spec.insert("sampling".into(), sampling);
                 spec.insert("retries".into(), json!({"output": step.retries_output}));
                 if step.on_error_null {
                     spec.insert("on_error".into(), "null".into());
@@ -319,6 +393,9 @@ fn print_yaml(value: &Value, indent: usize, out: &mut String) {
     }
 }
 
+/// Token limits of first requests; 0: none.
+pub const FIRST: [u64; 3] = [100, 600, 0];
+
 /// What the engine says to a prompt.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -368,7 +445,7 @@ fn reply_text(class: u64, text: String, max_tokens: u64) -> Reply {
     match class {
         20 => Reply::Refused,
         21 => Reply::Cut(text),
-        22 | 23 if max_tokens <= 100 => Reply::Cut(text),
+        22 | 23 if FIRST.contains(&max_tokens) => Reply::Cut(text),
         24 => Reply::Cut(format!("{{ {}", " ".repeat(200))),
         _ => Reply::Text(text),
     }
@@ -388,6 +465,12 @@ pub fn answer(asked: &Asked, faults: bool) -> Answer {
                     headers,
                     body: String::new(),
                 };
+            }
+            8..=10 => {
+                return Answer::ErrorInside(match asked.is_ollama() {
+                    true => json!({"error": "made to break off"}),
+                    false => json!({"error": {"message": "made to break off", "code": 500}}),
+                });
             }
             _ => {}
         }

@@ -96,6 +96,26 @@ fn the_library_works_under_checks() {
 }
 
 #[test]
+fn what_is_no_number_is_an_error_and_never_nothing() {
+    assert_eq!(
+        one("[.[] | tonumber]", r#"{"a":"-1.10","b":2,"c":" 3e2 "}"#),
+        r#"{"value":[-1.10,2,3e2]}"#
+    );
+    assert_eq!(one(".a |= toboolean", r#"{"a":"true"}"#), r#"{"a":true}"#);
+    for text in [r#""""#, r#"" ""#, r#""1 2""#, r#""[1]""#, r#""true""#] {
+        let item = format!("{{\"a\":{text}}}");
+        let refused = |what| Err(format!("{text} cannot be parsed as a {what}"));
+        assert_eq!(run(".a |= tonumber", &item), refused("number"), "{text}");
+        if text != r#""true""# {
+            assert_eq!(run(".a | toboolean", &item), refused("boolean"), "{text}");
+        }
+    }
+    for other in ["null", "true", "[1]", "{}", r#""x""#] {
+        run(".a | tonumber", &format!("{{\"a\":{other}}}")).expect_err(other);
+    }
+}
+
+#[test]
 fn a_program_cannot_reach_out_of_its_row() {
     for program in [
         "env",

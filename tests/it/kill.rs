@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -63,21 +62,6 @@ fn answer(asked: &Asked) -> Answer {
         _ => good,
     })
     .after(Duration::from_millis(1 + dice.below(8)))
-}
-
-fn progress(child: &mut Child, reached: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    while !reached() {
-        if child.try_wait().expect("a child can be waited for").is_some() {
-            return false;
-        }
-        assert!(
-            start.elapsed() < Duration::from_secs(120),
-            "no progress for two minutes"
-        );
-        std::thread::sleep(Duration::from_micros(300));
-    }
-    true
 }
 
 /// What the log says about the kills.
@@ -150,7 +134,7 @@ fn killed_runs_go_on_and_ask_only_what_was_in_flight() {
     while kills.len() < kills_wanted {
         let target = server.answered() + 50 + dice.below(451);
         let mut child = cli::spawn(dir, &args);
-        if !progress(&mut child, || server.answered() >= target) {
+        if !cli::progress(&mut child, || server.answered() >= target) {
             break;
         }
         let before = Instant::now();

@@ -14,6 +14,7 @@ mod broken_inputs;
 mod broker;
 mod chains;
 mod cli;
+mod columns;
 mod commands;
 mod commit_points;
 mod completions;
@@ -31,6 +32,7 @@ mod fates;
 mod fates_engine;
 #[path = "gen.rs"]
 mod generate;
+mod given;
 mod harness;
 mod help;
 mod https;

@@ -1,10 +1,15 @@
-//! The runner against the reference interpreter: random chains, inputs, batch sizes, faults and kills; same files.
+//! The runner against the reference interpreter: random chains (jq, Python and commands; every backend), inputs and
+//! outputs of every kind, batch sizes, limits, faults and kills; same files.
 //!
-//! `PROPTEST_CASES=2000 cargo test --test it property` asks more of it.
+//! `PROPTEST_CASES=2000 PROPTEST_RNG_SEED=7 cargo test --test it property` asks more of it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -12,30 +17,56 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use serde_json::Value;
 
-use crate::cli;
-use crate::generate::{Chain, answer, reply};
-use crate::lines;
-use crate::reference::{self, Fates, Outcome};
+use crate::generate::{BACKENDS, Chain, DECLARED, Kind, Means, answer, reply};
+use crate::given::Given;
+use crate::harness::tree;
+use crate::reference::{self, Fates, Line, Outcome};
 use crate::server::TestServer;
 use crate::tape::Tape;
+use crate::{cli, columns, lines};
+
+/// The functions and programs of process Applies.
+const TWINS: &str = include_str!("twins.py");
+
+/// A tape that prints itself on one line.
+#[derive(Clone)]
+struct Bytes(Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&format!("{:?}", self.0))
+    }
+}
 
 /// One random run.
 #[derive(Clone, Debug)]
 struct Case {
-    chain: Vec<u8>,
-    input: Vec<u8>,
+    chain: Bytes,
+    input: Bytes,
     batch_size: usize,
     max_lines: usize,
+    parquet: bool,
     faults: bool,
-    /// Milliseconds until each `kill -9`.
-    kills: Vec<u64>,
+    /// A first run ends after so many rows: the checkpoint that the next ones go on from.
+    limit: Option<usize>,
+    kills: Vec<Kill>,
+}
+
+/// A `kill -9`.
+#[derive(Clone, Copy, Debug)]
+struct Kill {
+    /// After so many percent of the answers that are still to come; of a tenth of a second where nobody is asked.
+    progress: u64,
+    /// So many milliseconds later.
+    later: u64,
 }
 
 fn cases(default: u32, seed: u64) -> TestRunner {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    let said = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let cases = said("PROPTEST_CASES").and_then(|cases| u32::try_from(cases).ok());
     TestRunner::new(Config {
         cases: cases.unwrap_or(default),
-        rng_seed: RngSeed::Fixed(seed),
+        rng_seed: RngSeed::Fixed(said("PROPTEST_RNG_SEED").unwrap_or(seed)),
         failure_persistence: None,
         max_shrink_time: 60_000,
         max_shrink_iters: 2_000,
@@ -44,35 +75,66 @@ fn cases(default: u32, seed: u64) -> TestRunner {
 }
 
 fn any_case(rows: usize, kills: usize) -> impl Strategy<Value = Case> {
-    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
-    let kills = prop::collection::vec(1_u64..120, kills.min(1)..=kills);
+    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most).prop_map(Bytes);
+    let kill = (0_u64..100, 0_u64..20).prop_map(|(progress, later)| Kill { progress, later });
+    let kills = prop::collection::vec(kill, kills.min(1)..=kills);
     (
-        bytes(140),
-        bytes(rows * 3),
+        (bytes(140), bytes(rows * 3)),
         1_usize..30,
         1_usize..20,
+        prop::bool::weighted(0.4),
         prop::bool::weighted(0.15),
+        prop::option::weighted(0.3, 0_usize..50),
         kills,
     )
-        .prop_map(|(chain, input, batch_size, max_lines, faults, kills)| Case {
-            chain,
-            input,
-            batch_size,
-            max_lines,
-            faults,
-            kills,
-        })
+        .prop_map(
+            |((chain, input), batch_size, max_lines, parquet, faults, limit, kills)| Case {
+                chain,
+                input,
+                batch_size,
+                max_lines,
+                parquet,
+                faults,
+                limit,
+                kills,
+            },
+        )
 }
 
-/// The same function of a prompt, for the reference.
-fn expected(chain: &Chain, input: &[u8], max_lines: usize) -> Outcome {
-    reference::run(
-        chain,
-        input,
-        "in.jsonl",
-        max_lines,
-        &|system, user, again, limit| reply(system, user, again, limit),
-    )
+impl Case {
+    fn chain(&self) -> Chain {
+        Tape::new(&self.chain.0).chain()
+    }
+
+    fn given(&self) -> Given {
+        Tape::new(&self.input.0).given(90)
+    }
+
+    /// What the reference says, and how often it asked.
+    fn expected(&self) -> (Outcome, u64) {
+        let asked = Rc::new(Cell::new(0));
+        let count = Rc::clone(&asked);
+        let outcome = reference::run(
+            &self.chain(),
+            &self.given().lines,
+            self.max_lines,
+            &move |system, user, again, limit| {
+                count.set(count.get() + 1);
+                reply(system, user, again, limit)
+            },
+        );
+        (outcome, asked.get())
+    }
+
+    fn args(&self, input: &str, out: &str, batch_size: usize) -> Vec<String> {
+        let format = if self.parquet { "parquet" } else { "jsonl" };
+        let mut args: Vec<String> = ["run", "chain.yaml", input, out, "--format", format]
+            .map(str::to_owned)
+            .into();
+        args.extend(["--batch-size".into(), batch_size.to_string()]);
+        args.extend(["--max-lines-per-file".into(), self.max_lines.to_string()]);
+        args
+    }
 }
 
 /// The wording of messages is no part of the contract; that there is one is.
@@ -131,46 +193,54 @@ fn fates(meta: &Value, id: &str) -> Option<Fates> {
 }
 
 fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseError> {
-    let chain = Tape::new(&case.chain).chain();
-    let input = Tape::new(&case.input).input(90);
-    let yaml = chain.yaml(&server.url());
-    fs::write(dir.join("chain.yaml"), &yaml).expect("the chain can be written");
-    fs::write(dir.join("in.jsonl"), &input).expect("the input can be written");
-    let expected = expected(&chain, &input, case.max_lines);
-    let context = || {
-        format!(
-            "{}\n---\n{}\n",
-            chain.yaml("URL"),
-            String::from_utf8_lossy(&input)
-        )
+    let (chain, given) = (case.chain(), case.given());
+    fs::write(dir.join("chain.yaml"), chain.yaml(&server.url())).expect("the chain can be written");
+    fs::write(dir.join("twins.py"), TWINS).expect("the functions can be written");
+    given.write(dir);
+    let (mut expected, asked) = case.expected();
+    let context = || format!("{}\n---\n{}\n", chain.yaml("URL"), given.describe());
+    let spawn = |args: &[String]| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let stdin = given.stdin.as_ref().map(|bytes| {
+            fs::write(dir.join("stdin"), bytes).expect("a file can be written");
+            fs::File::open(dir.join("stdin")).expect("a file can be opened")
+        });
+        cli::spawn_on(dir, &args, stdin.map_or_else(Stdio::null, Stdio::from))
     };
 
-    let (batch, lines) = (case.batch_size.to_string(), case.max_lines.to_string());
-    let args = [
-        "run",
-        "chain.yaml",
-        "in.jsonl",
-        "out",
-        "--batch-size",
-        &batch,
-        "--max-lines-per-file",
-        &lines,
-    ];
-    for after in &case.kills {
-        let mut child = cli::spawn(dir, &args);
-        std::thread::sleep(Duration::from_millis(*after));
+    let args = case.args(&given.name, "out", case.batch_size);
+    if let Some(limit) = case.limit {
+        let limit = ["--limit".to_owned(), limit.to_string()];
+        let ran = cli::wait(dir, &mut spawn(&[args.as_slice(), &limit].concat()));
+        prop_assert!(matches!(ran.code, Some(0 | 3)), "{ran:?}\n{}", context());
+    }
+    for kill in &case.kills {
+        let mut child = spawn(&args);
+        let answered = server.answered();
+        let target = answered + asked.saturating_sub(answered) * kill.progress / 100;
+        if target > answered {
+            cli::progress(&mut child, || server.answered() >= target);
+        } else if asked == 0 {
+            thread::sleep(Duration::from_millis(kill.progress));
+        }
+        thread::sleep(Duration::from_millis(kill.later));
         cli::kill(&mut child);
     }
-    let ran = cli::run(dir, &args);
+    let ran = cli::wait(dir, &mut spawn(&args));
     let code = if expected.errors > 0 { 3 } else { 0 };
-    // A run that had finished before the last kill says so and exits 0.
-    let done_before = !case.kills.is_empty() && ran.code == Some(0);
+    // A run that had finished before, at its limit or before the last kill, says so and exits 0.
+    let interrupted = !case.kills.is_empty() || case.limit.is_some();
+    let done_before = interrupted && ran.code == Some(0);
     prop_assert!(ran.code == Some(code) || done_before, "{ran:?}\n{}", context());
 
-    if let Err(error) = lines::check(&dir.join("out")) {
+    let out = dir.join("out");
+    if case.parquet {
+        let declared: &[_] = if chain.input_model { &[DECLARED] } else { &[] };
+        expected.files = columns::of_lines(&expected.files, &out, declared);
+    } else if let Err(error) = lines::check(&out) {
         return Err(TestCaseError::fail(format!("{error}\n{}", context())));
     }
-    let mut found = cli::tree(&dir.join("out"));
+    let mut found = cli::tree(&out);
     prop_assert!(
         found.remove("graph.json").is_some(),
         "no graph.json\n{}",
@@ -180,7 +250,7 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     if let Some(difference) = cli::difference(&expected.files, &found) {
         return Err(TestCaseError::fail(format!("{difference}\n{}", context())));
     }
-    let meta = fs::read_to_string(dir.join("out/metadata.json")).expect("metadata.json is there");
+    let meta = fs::read_to_string(out.join("metadata.json")).expect("metadata.json is there");
     let meta: Value = serde_json::from_str(&meta).expect("metadata.json is JSON");
     prop_assert_eq!(&meta["state"], "finished");
     for (id, expected) in &expected.fates {
@@ -190,6 +260,27 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
             "{id}: expected {expected:?}, found {found:?}\n{}",
             context()
         );
+    }
+
+    // Wherever it ended or was killed, and whatever the batch: the same bytes as a run that nobody touched.
+    if interrupted {
+        let ran = cli::wait(
+            dir,
+            &mut spawn(&case.args(&given.name, "whole", 30 - case.batch_size)),
+        );
+        prop_assert!(ran.code == Some(code), "{ran:?}\n{}", context());
+        let (killed, whole) = (tree(&out), tree(&dir.join("whole")));
+        let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+        prop_assert_eq!(names(&whole), names(&killed));
+        for (name, bytes) in &whole {
+            prop_assert!(
+                killed[name] == *bytes,
+                "{name}: killed {}, whole {}\n{}",
+                String::from_utf8_lossy(&killed[name]),
+                String::from_utf8_lossy(bytes),
+                context()
+            );
+        }
     }
     Ok(())
 }
@@ -206,28 +297,28 @@ fn one(case: &Case, latency: Duration) -> Result<(), TestCaseError> {
 
 #[test]
 fn the_runner_writes_what_the_reference_writes() {
-    let mut runner = cases(64, 1);
+    let mut runner = cases(40, 1);
     let result = runner.run(&any_case(60, 0), |case| one(&case, Duration::ZERO));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
 fn kills_change_nothing() {
-    let mut runner = cases(24, 2);
-    let result = runner.run(&any_case(90, 5), |case| one(&case, Duration::from_millis(3)));
+    let mut runner = cases(14, 2);
+    let result = runner.run(&any_case(90, 3), |case| one(&case, Duration::from_millis(3)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// The generator makes what the properties are about, not one corner of it.
 #[test]
 fn the_generator_covers_the_contract() {
-    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     let mut runner = cases(200, 3);
     let strategy = any_case(60, 0);
     for _ in 0..300 {
         let case = strategy.new_tree(&mut runner).expect("a case").current();
-        let chain = Tape::new(&case.chain).chain();
-        let outcome = expected(&chain, &Tape::new(&case.input).input(90), case.max_lines);
+        let (chain, given) = (case.chain(), case.given());
+        let (outcome, asked) = case.expected();
         let fates: Vec<_> = outcome.fates.values().collect();
         let errors: String = outcome
             .files
@@ -235,7 +326,10 @@ fn the_generator_covers_the_contract() {
             .filter(|f| f.0.starts_with("errors"))
             .map(|f| &**f.1)
             .collect();
-        let kinds = [
+        let mut see = |what: &str, found: bool| {
+            *seen.entry(what.to_owned()).or_default() += u32::from(found);
+        };
+        for kind in [
             "invalid_input",
             "template",
             "http",
@@ -244,22 +338,53 @@ fn the_generator_covers_the_contract() {
             "runaway",
             "apply",
             "join_cardinality",
-        ];
-        for kind in kinds {
-            *seen.entry(kind).or_default() += u32::from(errors.contains(&format!("\"kind\":\"{kind}\"")));
-        }
-        for (what, found) in [
-            ("branch", errors.contains("\"branch\":")),
-            ("child", errors.contains("\"child\":")),
-            ("filtered", fates.iter().any(|f| f.filtered > 0)),
-            ("skipped", fates.iter().any(|f| f.skipped > 0)),
-            ("nulled", fates.iter().any(|f| f.nulled > 0)),
-            ("fan-out", fates.iter().any(|f| f.children > f.emitted)),
-            ("rows out", !outcome.files["flattened/000.jsonl"].is_empty()),
-            ("shards", outcome.files.keys().any(|f| f.ends_with("001.jsonl"))),
         ] {
-            *seen.entry(what).or_default() += u32::from(found);
+            see(kind, errors.contains(&format!("\"kind\":\"{kind}\"")));
         }
+        see("branch", errors.contains("\"branch\":"));
+        see("child", errors.contains("\"child\":"));
+        see("filtered", fates.iter().any(|f| f.filtered > 0));
+        see("skipped", fates.iter().any(|f| f.skipped > 0));
+        see("nulled", fates.iter().any(|f| f.nulled > 0));
+        see("fan-out", fates.iter().any(|f| f.children > f.emitted));
+        see("rows out", !outcome.files["flattened/000.jsonl"].is_empty());
+        see("shards", outcome.files.keys().any(|f| f.ends_with("001.jsonl")));
+
+        // Who computes, where something is computed.
+        let nodes = chain.nodes();
+        let emits = |id: &str| outcome.fates[id].emitted > 0;
+        let applies = |found: fn(&Means) -> bool| {
+            nodes
+                .iter()
+                .any(|node| emits(&node.id) && matches!(&node.kind, Kind::Apply(_, means) if found(means)))
+        };
+        see("python", applies(|means| matches!(means, Means::Python(_))));
+        see("command", applies(|means| matches!(means, Means::Command(_))));
+        for (at, backend) in BACKENDS.iter().enumerate() {
+            let spoken = asked > 0 && chain.engine.backend == at;
+            see(backend, spoken);
+        }
+        let limits = |found: fn(u64) -> bool| {
+            nodes.iter().any(|node| {
+                emits(&node.id) && matches!(&node.kind, Kind::Step(step) if found(step.max_tokens))
+            })
+        };
+        see("streamed", limits(|limit| limit == 0 || limit > 512));
+        see("not streamed", limits(|limit| (1..=512).contains(&limit)));
+        see("auto", asked > 0 && chain.engine.concurrency.is_none());
+
+        // Rows from where, and to where.
+        let good = !outcome.files["flattened/000.jsonl"].is_empty();
+        for ending in ["jsonl", "csv", "tsv", "parquet", "arrow", "gz", "zst"] {
+            let is = |line: &Line| line.file.ends_with(&format!(".{ending}"));
+            see(ending, good && given.lines.iter().any(is));
+        }
+        for place in ["-", "rows", "rows/**/*"] {
+            see(place, good && given.name == place);
+        }
+        see("to parquet", good && case.parquet);
+        let big = outcome.files["flattened/000.jsonl"].contains(DECLARED);
+        see("rescued", case.parquet && chain.input_model && big);
     }
     eprintln!("cases of 300 with each: {seen:?}");
     assert!(seen.values().all(|count| *count >= 3), "{seen:?}");

@@ -44,8 +44,31 @@ struct Fail {
     reply: Option<String>,
 }
 
-/// Runs a chain over one input file's bytes; `file` is its path as given.
-pub fn run(chain: &Chain, input: &[u8], file: &str, max_lines: usize, answer: &AnswerFn) -> Outcome {
+/// An input row as its file has it.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The file's path as given.
+    pub file: String,
+    /// From 1.
+    pub number: usize,
+    pub text: Vec<u8>,
+}
+
+/// The lines of a JSONL file; blank ones are no rows.
+pub fn lines(file: &str, input: &[u8]) -> Vec<Line> {
+    let input = input.strip_prefix("\u{feff}".as_bytes()).unwrap_or(input);
+    let lines = input.split(|b| *b == b'\n').enumerate().map(|(at, line)| Line {
+        file: file.to_owned(),
+        number: at + 1,
+        text: line.strip_suffix(b"\r").unwrap_or(line).to_owned(),
+    });
+    lines
+        .filter(|line| !line.text.iter().all(u8::is_ascii_whitespace))
+        .collect()
+}
+
+/// Runs a chain over its input's lines.
+pub fn run(chain: &Chain, input: &[Line], max_lines: usize, answer: &AnswerFn) -> Outcome {
     let nodes = chain.nodes();
     let order = nodes.iter().enumerate().map(|(i, n)| (n.id.clone(), i)).collect();
     let fates = nodes.iter().map(|n| (n.id.clone(), Fates::default())).collect();
@@ -63,16 +86,9 @@ pub fn run(chain: &Chain, input: &[u8], file: &str, max_lines: usize, answer: &A
         errors_total: 0,
     };
     run.lines.insert("flattened".into(), Vec::new());
-    let input = input.strip_prefix("\u{feff}".as_bytes()).unwrap_or(input);
-    let mut ordinal = 0;
-    for (number, line) in input.split(|b| *b == b'\n').enumerate() {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        run.place = format!("\"file\":{},\"line\":{}", quote(file), number + 1);
-        run.row(ordinal, line);
-        ordinal += 1;
+    for (ordinal, line) in (0..).zip(input) {
+        run.place = format!("\"file\":{},\"line\":{}", quote(&line.file), line.number);
+        run.row(ordinal, &line.text);
     }
     let mut outcome = Outcome {
         fates: run.fates,
@@ -171,7 +187,7 @@ impl Run<'_> {
                 return Ok(vec![self.nothing(node, row)]);
             }
             Some(true) => match &node.kind {
-                Kind::Apply(apply) => twins::apply(apply, &row),
+                Kind::Apply(apply, means) => twins::apply(apply, *means, &row),
                 Kind::Step(step) => match twins::step(&node.id, step, &row, self.answer) {
                     Err(_) if step.on_error_null => {
                         self.fate(node).nulled += 1;

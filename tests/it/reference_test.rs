@@ -1,9 +1,9 @@
 //! The reference interpreter against results written by hand.
 
 use crate::generate::{
-    Apply, Branch, Chain, From, Group, Item, Kind, Model, Node, Prompt, Reply, Step, When,
+    Apply, Branch, Chain, From, Group, Item, Kind, Means, Model, Node, Prompt, Reply, Step, When,
 };
-use crate::reference::{Fates, Outcome, run};
+use crate::reference::{Fates, Outcome, lines, run};
 
 fn node(id: &str, kind: Kind) -> Node {
     Node {
@@ -15,7 +15,7 @@ fn node(id: &str, kind: Kind) -> Node {
 }
 
 fn apply(id: &str, apply: Apply) -> Item {
-    Item::Node(node(id, Kind::Apply(apply)))
+    Item::Node(node(id, Kind::Apply(apply, Means::Jq)))
 }
 
 fn step(prompt: Prompt, model: Model) -> Step {
@@ -24,6 +24,7 @@ fn step(prompt: Prompt, model: Model) -> Step {
         model,
         on_error_null: false,
         retries_output: 1,
+        max_tokens: 100,
     }
 }
 
@@ -48,12 +49,11 @@ fn group(branches: Vec<Branch>) -> Item {
 fn go(items: Vec<Item>, input: &str) -> Outcome {
     let chain = Chain {
         items,
-        input_model: false,
+        ..Chain::default()
     };
     run(
         &chain,
-        input.as_bytes(),
-        "in.jsonl",
+        &lines("in.jsonl", input.as_bytes()),
         2,
         &|system, user, again, limit| match user {
             "T cut" if limit == 100 => Reply::Cut("half".into()),

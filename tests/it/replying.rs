@@ -22,6 +22,8 @@ pub(super) struct ReplyBody {
     len: Option<u64>,
     /// Sent after the parts, again and again.
     again: Option<Bytes>,
+    /// A stream is JSON lines (Ollama), not server-sent events.
+    lines: bool,
     /// The connection breaks after the parts.
     breaks: bool,
     /// Chooses the waits between events; none: they come at once.
@@ -43,6 +45,7 @@ impl ReplyBody {
             parts,
             len: None,
             again: None,
+            lines: false,
             breaks: false,
             pace: None,
             sleep: None,
@@ -59,6 +62,9 @@ impl ReplyBody {
         ticket: Ticket,
     ) -> Self {
         let usage = usage(asked, content.len().div_ceil(4));
+        if asked.body["stream"] != true && asked.is_ollama() {
+            return Self::whole(line(asked, content, Some((finish_reason, &usage))), Some(ticket));
+        }
         if asked.body["stream"] != true {
             let body = json!({
                 "id": id(asked), "object": "chat.completion", "created": 0, "model": asked.body["model"],
@@ -71,15 +77,21 @@ impl ReplyBody {
         let middle = (content.len() / 2..content.len())
             .find(|at| content.is_char_boundary(*at))
             .unwrap_or(0);
-        let mut parts = VecDeque::from([event(asked, json!({"role": "assistant", "content": ""}), None)]);
-        for piece in [&content[..middle], &content[middle..]] {
-            parts.push_back(event(asked, json!({"content": piece}), None));
+        let halves = [&content[..middle], &content[middle..]];
+        let mut parts = VecDeque::new();
+        if asked.is_ollama() {
+            parts.extend(halves.map(|piece| line(asked, piece, None)));
+            parts.push_back(line(asked, "", Some((finish_reason, &usage))));
+        } else {
+            parts.push_back(event(asked, json!({"role": "assistant", "content": ""}), None));
+            parts.extend(halves.map(|piece| event(asked, json!({"content": piece}), None)));
+            parts.push_back(event(asked, json!({}), Some(finish_reason)));
+            let mut last = chunk(asked, json!([]));
+            last["usage"] = usage;
+            parts.push_back(format!("data: {last}\n\ndata: [DONE]\n\n").into());
         }
-        parts.push_back(event(asked, json!({}), Some(finish_reason)));
-        let mut last = chunk(asked, json!([]));
-        last["usage"] = usage;
-        parts.push_back(format!("data: {last}\n\ndata: [DONE]\n\n").into());
         let mut stream = Self::parts(parts, Some(ticket));
+        stream.lines = asked.is_ollama();
         stream.pace = paced.then(|| Dice::new(&[asked.digest.as_slice(), &[asked.seen as u8]].concat()));
         stream
     }
@@ -87,8 +99,12 @@ impl ReplyBody {
     /// A reply that only ends when the client goes away, or at its token limit.
     pub(super) fn endless(asked: &Asked, piece: &str, ticket: Ticket) -> Self {
         if asked.body["stream"] == true {
-            let again = event(asked, json!({"content": piece}), None);
+            let again = match asked.is_ollama() {
+                true => line(asked, piece, None),
+                false => event(asked, json!({"content": piece}), None),
+            };
             let mut stream = Self::parts(VecDeque::new(), Some(ticket));
+            stream.lines = asked.is_ollama();
             stream.again = Some(again);
             return stream;
         }
@@ -117,15 +133,19 @@ impl ReplyBody {
             return (500, Self::whole(error.to_string().into(), self.ticket.take()));
         }
         self.parts.truncate(2);
-        self.parts.push_back(format!("data: {error}\n\n").into());
+        let event = match self.lines {
+            true => format!("{error}\n"),
+            false => format!("data: {error}\n\n"),
+        };
+        self.parts.push_back(event.into());
         (200, self)
     }
 
     pub(super) fn content_type(&self) -> &'static str {
-        if self.len.is_some() {
-            "application/json"
-        } else {
-            "text/event-stream"
+        match (self.len.is_some(), self.lines) {
+            (true, _) => "application/json",
+            (false, true) => "application/x-ndjson",
+            (false, false) => "text/event-stream",
         }
     }
 }
@@ -152,6 +172,20 @@ fn chunk(asked: &Asked, choices: Value) -> Value {
 fn event(asked: &Asked, delta: Value, finish_reason: Option<&str>) -> Bytes {
     let choice = json!([{"index": 0, "delta": delta, "finish_reason": finish_reason}]);
     format!("data: {}\n\n", chunk(asked, choice)).into()
+}
+
+/// A line of Ollama's; the last one has the reason to end and the counts.
+fn line(asked: &Asked, content: &str, end: Option<(&str, &Value)>) -> Bytes {
+    let mut line = json!({
+        "model": asked.body["model"], "created_at": "1970-01-01T00:00:00Z",
+        "message": {"role": "assistant", "content": content}, "done": end.is_some(),
+    });
+    if let Some((reason, usage)) = end {
+        line["done_reason"] = reason.into();
+        line["prompt_eval_count"] = usage["prompt_tokens"].clone();
+        line["eval_count"] = usage["completion_tokens"].clone();
+    }
+    format!("{line}\n").into()
 }
 
 impl Body for ReplyBody {

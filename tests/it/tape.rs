@@ -1,13 +1,21 @@
 //! Random chains and inputs, read off a tape of bytes so that proptest can shrink them: a shorter tape and smaller
 //! bytes make a smaller chain.
 
-use crate::generate::{Apply, Branch, Chain, From, Group, Item, Kind, Model, Node, Prompt, Step, When};
+use crate::generate::{
+    Apply, BACKENDS, Branch, Chain, Engine, FIRST, From, Group, Item, Kind, Means, Model, Node, Prompt, Step,
+    When,
+};
 
 /// Choices, read off a tape of bytes; 0 when it has run out.
 pub struct Tape<'a> {
     bytes: &'a [u8],
     ids: usize,
+    /// Applies that start processes.
+    processes: usize,
 }
+
+/// No more in a chain: interpreters take their time to start.
+const PROCESSES: usize = 2;
 
 /// A name in scope while a chain is made.
 #[derive(Clone)]
@@ -21,7 +29,11 @@ struct Name {
 impl<'a> Tape<'a> {
     /// A tape.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, ids: 0 }
+        Self {
+            bytes,
+            ids: 0,
+            processes: 0,
+        }
     }
 
     /// A choice below `n`.
@@ -29,6 +41,11 @@ impl<'a> Tape<'a> {
         let (first, rest) = self.bytes.split_first().map_or((0, self.bytes), |(f, r)| (*f, r));
         self.bytes = rest;
         usize::from(first) % n
+    }
+
+    /// True when every further choice is 0. Rows end there: a shorter tape has fewer of them.
+    pub fn is_over(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     fn id(&mut self, prefix: char) -> String {
@@ -39,16 +56,23 @@ impl<'a> Tape<'a> {
     /// A chain.
     pub fn chain(&mut self) -> Chain {
         let input_model = self.below(4) == 1;
+        let backend = self.below(BACKENDS.len());
+        let concurrency = [Some(8), Some(1), Some(3), None][self.below(4)];
         let count = 1 + self.below(5);
         let items = self.items(count, &mut Vec::new(), 0);
-        Chain { items, input_model }
+        let engine = Engine { backend, concurrency };
+        Chain {
+            items,
+            input_model,
+            engine,
+        }
     }
 
     fn items(&mut self, count: usize, names: &mut Vec<Name>, depth: usize) -> Vec<Item> {
         (0..count)
             .map(|_| match self.below(8) {
                 6 | 7 if depth < 2 => Item::Group(self.group(names, depth)),
-                0 | 1 | 2 | 7 => Item::Node(self.apply(names)),
+                0 | 1 | 2 | 7 => Item::Node(self.apply(names, depth > 0)),
                 _ => Item::Node(self.step(names)),
             })
             .collect()
@@ -113,7 +137,7 @@ impl<'a> Tape<'a> {
         if yield_output {
             let (text, label) = match &kind {
                 Kind::Step(step) => (true, step.model == Model::Label),
-                Kind::Apply(_) => (false, false),
+                Kind::Apply(..) => (false, false),
             };
             names.push(Name {
                 id: id.clone(),
@@ -129,10 +153,11 @@ impl<'a> Tape<'a> {
         }
     }
 
-    fn apply(&mut self, names: &mut Vec<Name>) -> Node {
+    /// In a branch there are more fan-outs and failures: what joins make of them is worth many looks.
+    fn apply(&mut self, names: &mut Vec<Name>, in_branch: bool) -> Node {
         let id = self.id('a');
         let from = [From::Input, From::Item][self.below(2)];
-        let apply = match self.below(20) {
+        let apply = match self.below(if in_branch { 28 } else { 22 }) {
             1 | 2 => Apply::AddK,
             3 => Apply::Even(from),
             4 => Apply::Pick(from),
@@ -142,14 +167,32 @@ impl<'a> Tape<'a> {
             10 => Apply::BadLate(from),
             11 => Apply::Number(from),
             12 => Apply::Empty,
-            13 => Apply::Twice,
+            13 | 21 => Apply::Twice,
             14 => Apply::RowId,
             15 => Apply::Input,
             16 => Apply::Vars,
             17..=19 if !names.is_empty() => Apply::Row(names[self.below(names.len())].id.clone()),
+            20 => Apply::Whole,
+            22 | 23 => Apply::Fan(from),
+            24 => Apply::Twice,
+            25..=27 => Apply::Bad(from),
             _ => Apply::Identity,
         };
-        self.node(id, Kind::Apply(apply), names)
+        let means = self.means();
+        self.node(id, Kind::Apply(apply, means), names)
+    }
+
+    fn means(&mut self) -> Means {
+        let means = match self.below(12) {
+            8 | 9 => Means::Python,
+            10 | 11 => Means::Command,
+            _ => return Means::Jq,
+        };
+        if self.processes == PROCESSES {
+            return Means::Jq;
+        }
+        self.processes += 1;
+        means(1 + self.below(3))
     }
 
     fn step(&mut self, names: &mut Vec<Name>) -> Node {
@@ -166,6 +209,7 @@ impl<'a> Tape<'a> {
         let model = [Model::Free, Model::Label, Model::Nested][self.below(3)];
         let on_error_null = self.below(4) == 3;
         let retries_output = 2 - self.below(2) as u32;
+        let max_tokens = FIRST[self.below(FIRST.len())];
         self.node(
             id,
             Kind::Step(Step {
@@ -173,6 +217,7 @@ impl<'a> Tape<'a> {
                 model,
                 on_error_null,
                 retries_output,
+                max_tokens,
             }),
             names,
         )
@@ -187,6 +232,9 @@ impl<'a> Tape<'a> {
         let crlf = self.below(4) == 3;
         let count = self.below(most + 1);
         for line in 0..count {
+            if self.is_over() {
+                break;
+            }
             out.extend(self.line(line));
             if line + 1 < count || self.below(4) != 3 {
                 out.extend_from_slice(if crlf { b"\r\n" } else { b"\n" });

@@ -216,6 +216,56 @@ fn templates_cannot_reach_out() {
 }
 
 #[test]
+fn texts_and_numbers_have_no_order() {
+    let message = |path: &str, own: &str, other: &str, help: &str| {
+        Err(format!(
+            "`{path}` is a {own} and cannot be compared with a {other}{help}"
+        ))
+    };
+    assert_eq!(
+        eval("text > 1"),
+        message(
+            "text",
+            "string",
+            "number",
+            "; convert it: `text|int` or `text|float`"
+        )
+    );
+    assert_eq!(
+        eval("1 <= de.text"),
+        message(
+            "de.text",
+            "string",
+            "number",
+            "; convert it: `de.text|int` or `de.text|float`"
+        )
+    );
+    assert_eq!(
+        eval("x < 'a'"),
+        message("x", "number", "string", "; convert it: `x|string`")
+    );
+    assert_eq!(eval("ok > 0"), message("ok", "bool", "number", ""));
+    assert_eq!(
+        eval("x >= item['in'].deep"),
+        message("x", "number", "sequence", "")
+    );
+    assert_eq!(
+        eval("item['text'] < vars.n"),
+        message(
+            "item['text']",
+            "string",
+            "number",
+            "; convert it: `item['text']|int` or `item['text']|float`"
+        )
+    );
+    assert!(err("{{ 'less' if text < 1 }}").contains("cannot be compared"));
+    assert_eq!(eval("text > 'a' and x > 1 and 0 < x < big"), Ok(true));
+    assert_eq!(eval("text|length > 5 and x + 1 > 2 and vars.n >= x"), Ok(true));
+    // Equality needs no order.
+    assert_eq!(eval("text == 1 or x != 'a'"), Ok(true));
+}
+
+#[test]
 fn conditions() {
     assert_eq!(eval("fr"), Ok(false));
     assert_eq!(eval("not fr"), Ok(true));
@@ -235,6 +285,13 @@ fn conditions() {
         eval("fr.text == 'a'"),
         Err("`fr` is null here; guard it: `fr is not none and ...`".into())
     );
+    for deep in [
+        "item['in'].deep[2].k < 1",
+        "item['in'].deep[2]['k'] == 1",
+        "1 > chain_input['in'].deep[2].k|first",
+    ] {
+        assert!(eval(deep).is_err_and(|e| e.contains("null here")), "{deep}");
+    }
     assert_eq!(
         eval("[none][0] == 1"),
         Err("the value is null here; guard it: `NAME is not none and ...`".into())

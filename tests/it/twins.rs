@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::generate::{Apply, From, Model, Prompt, Reply, Step, When};
+use crate::generate::{Apply, From, Means, Model, Prompt, Reply, Step, When};
 
 /// Field names with their values as raw JSON, and the text they came as when nothing has changed it since.
 #[derive(Clone, Debug, Default)]
@@ -95,14 +95,26 @@ fn prompt(prompt: &Prompt, row: &Row) -> Option<String> {
             Named::Record(record) => format!("N {}", text(record)?),
             Named::Null | Named::List(_) => return None,
         },
-        Prompt::Guarded(name) if truthy(row.names.get(name)?) => {
-            format!("G {}", parse(row.input.get("n")?).as_i64()?)
-        }
+        Prompt::Guarded(name) if truthy(row.names.get(name)?) => match parse(row.input.get("n")?) {
+            Value::Null => return None,
+            Value::String(n) => format!("G {n}"),
+            n => format!("G {n}"),
+        },
         Prompt::Guarded(_) => "none".into(),
     })
 }
 
-pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
+/// What a process gives back is printed anew; what jq lets through whole is the text that went in.
+pub fn apply(apply: &Apply, means: Means, row: &Row) -> Result<Vec<Record>, Failure> {
+    let anew = |record: Record| record.iter().map(|(k, v)| (k.clone(), canonical(v))).collect();
+    let outputs = outputs(apply, row)?.into_iter();
+    Ok(match means {
+        Means::Jq => outputs.collect(),
+        Means::Python(_) | Means::Command(_) => outputs.map(anew).collect(),
+    })
+}
+
+fn outputs(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
     let item: Record = row.item.iter().map(|(k, v)| (k.clone(), canonical(v))).collect();
     let get = |record: &Record, key: &str| record.get(key).map_or("null".to_owned(), |v| canonical(v));
     let raw = |from: &From| get(if *from == From::Item { &item } else { &row.input }, "n");
@@ -128,7 +140,7 @@ pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
         Apply::BadLate(from) if n(from)? % 4 == 0 => return Err(bad),
         Apply::Bad(_) | Apply::BadLate(_) => vec![row.item.clone()],
         Apply::Number(from) => vec![object(&[("value", raw(from))])],
-        Apply::Twice => vec![row.item.clone(); 2],
+        Apply::Twice => vec![row.item.clone(), object(&[("first", get(&item, "text"))])],
         Apply::RowId => vec![object(&[
             ("row_id", quote(&print_id(&row.id))),
             ("text", get(&item, "text")),
@@ -139,6 +151,11 @@ pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
             )]
         }
         Apply::Vars => vec![with("tone", quote("calm"))],
+        Apply::Whole => match parse(&raw(&From::Item)) {
+            Value::Number(n) => vec![with("n", n.to_string())],
+            Value::String(n) if n.parse::<i64>().is_ok() => vec![with("n", n)],
+            _ => return Err(bad),
+        },
         Apply::Row(name) => {
             let value = match row.names.get(name) {
                 Some(Named::Record(record)) => canonical(&print_record(record)),
@@ -157,7 +174,7 @@ pub fn apply(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
 pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Record, Failure> {
     let user = prompt(&step.prompt, row).ok_or(("template", None, None))?;
     let system = format!("{} {:?} calm", id, step.model);
-    let (mut got, mut bad, mut cuts, mut runaways, mut limit) = (0, 0, 0, 0, 100);
+    let (mut got, mut bad, mut cuts, mut runaways, mut limit) = (0, 0, 0, 0, step.max_tokens);
     let mut asked_again = false;
     let mut last = None;
     loop {
@@ -169,7 +186,8 @@ pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Recor
                 (runaways == 2).then_some("runaway")
             }
             Reply::Cut(_) => {
-                (cuts, limit) = (cuts + 1, limit * 2);
+                // Without a limit it is twice what the reply took, and no reply here takes 128 tokens.
+                (cuts, limit) = (cuts + 1, if limit == 0 { 256 } else { limit * 2 });
                 (cuts == 2).then_some("truncated")
             }
             Reply::Text(text) => match output(step.model, text) {

@@ -221,14 +221,22 @@ fn bounded_definitions() -> impl Iterator<Item = Def<&'static str>> {
     const BOUNDED: &str =
         "def range($from; $to; $by): range__($from; $to; $by) | if tick__ then . else empty end;
         def fromjson: if shallow__ then fromjson__ else empty end;";
-    let bounded = load::parse(BOUNDED, |p| p.defs()).unwrap_or_default();
+    // jaq's own give nothing for "" and two numbers for "1 2": rows would vanish, or multiply.
+    const STRICT: &str = "def totype__(p; $kind): if p then . else [fromjson] as $all \
+            | if ($all | length) == 1 and ($all[0] | p) then $all[0] \
+              else error(\"\\(tojson) cannot be parsed as a \\($kind)\") end end;
+        def tonumber: totype__(isnumber; \"number\");
+        def toboolean: totype__(isboolean; \"boolean\");";
+    let parse = |source| load::parse(source, |p| p.defs()).unwrap_or_default();
+    let (bounded, strict) = (parse(BOUNDED), parse(STRICT));
     let (empty, core): (Vec<_>, Vec<_>) = jaq_core::defs().partition(|def| def.name == "empty");
     empty
         .into_iter()
         .chain(bounded)
         .chain(core)
         .chain(jaq_std::defs())
-        .chain(jaq_json::defs())
+        .chain(jaq_json::defs().filter(|def| !["tonumber", "toboolean"].contains(&def.name)))
+        .chain(strict)
         .filter(|def| !FORBIDDEN.contains(&def.name))
         .map(|def| bound_def(def, &mut Vec::new(), &mut Vec::new()))
 }

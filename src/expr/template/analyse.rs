@@ -20,7 +20,31 @@ pub(super) struct Analysis {
     /// The names that a row's values are looked up for.
     pub(super) names: Vec<String>,
     /// Expressions that must not be null.
-    marks: Vec<Range<usize>>,
+    marks: Vec<Mark>,
+}
+
+/// An expression that a filter looks at.
+#[derive(Debug)]
+struct Mark {
+    at: Range<usize>,
+    /// What it is ordered against, by `<` and its like.
+    against: Option<Range<usize>>,
+}
+
+impl Mark {
+    /// Not null.
+    fn new(at: Range<usize>) -> Self {
+        Self { at, against: None }
+    }
+
+    /// The filter, with what it needs.
+    fn filter(&self, source: &str) -> String {
+        let text = |range: &Range<usize>| source.get(range.clone()).unwrap_or_default();
+        match &self.against {
+            None => env::NOT_NULL.to_owned(),
+            Some(other) => format!("{}({}, {:?})", env::ORDERED, text(other), text(&self.at)),
+        }
+    }
 }
 
 impl Analysis {
@@ -30,20 +54,20 @@ impl Analysis {
         // outer before the inner (the walk meets the outer first).
         let mut edits: Vec<(usize, bool, isize)> = Vec::new();
         for (order, mark) in (0_isize..).zip(&self.marks) {
-            edits.push((mark.start, true, order));
-            edits.push((mark.end, false, -order));
+            edits.push((mark.at.start, true, order));
+            edits.push((mark.at.end, false, -order));
         }
         edits.sort_unstable();
         let mut out = String::with_capacity(source.len() + edits.len() * 12);
         let mut from = 0;
-        for (at, opens, _) in edits {
+        for (at, opens, order) in edits {
             out.push_str(source.get(from..at).unwrap_or_default());
             from = at;
             if opens {
                 out.push_str("((");
-            } else {
+            } else if let Some(mark) = self.marks.get(order.unsigned_abs()) {
                 out.push_str(")|");
-                out.push_str(env::NOT_NULL);
+                out.push_str(&mark.filter(source));
                 out.push(')');
             }
         }
@@ -334,9 +358,28 @@ impl Walk<'_> {
     fn operand(&mut self, expr: &Expr<'_>) {
         if may_be_null(expr) {
             let end = range(expr.span()).end;
-            self.found.marks.extend(self.whole(start(expr), end));
+            let all = self.whole(start(expr), end);
+            self.found.marks.extend(all.map(Mark::new));
         }
         self.expr(expr, Use::Value);
+    }
+
+    /// Notes that the two operands walked last are ordered: minijinja orders a text and a number by their
+    /// kinds, without a word. Only paths and constants are looked at.
+    fn ordered(&mut self, left: &Expr<'_>, right: &Expr<'_>) {
+        let simple = |expr: &Expr<'_>| matches!(expr, Expr::Const(_)) || path_of(expr).is_some();
+        if !(simple(left) && simple(right)) {
+            return;
+        }
+        let (path, other) = match path_of(left) {
+            Some(_) => (left, right),
+            None => (right, left),
+        };
+        let at = |expr: &Expr<'_>| start(expr)..range(expr.span()).end;
+        let marked = at(path);
+        if let Some(mark) = self.found.marks.iter_mut().rev().find(|mark| mark.at == marked) {
+            mark.against = Some(at(other));
+        }
     }
 
     /// The text of an expression that ends here and begins here, or at a bracket before.
@@ -353,7 +396,7 @@ impl Walk<'_> {
             let is_path = !self.is_local(name) || self.local(name).is_some();
             if used.allows_undefined() && !fields.is_empty() && is_path {
                 // `fr.text|default("-")` forgives a missing `text`, not a null `fr`.
-                self.found.marks.push(range(root));
+                self.found.marks.push(Mark::new(range(root)));
             }
             self.read(expr, name, fields, used);
             return;
@@ -393,6 +436,12 @@ impl Walk<'_> {
                 _ => {
                     self.operand(&e.left);
                     self.operand(&e.right);
+                    if matches!(
+                        e.op,
+                        BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte
+                    ) {
+                        self.ordered(&e.left, &e.right);
+                    }
                 }
             },
             Expr::Compare(e) => {
@@ -407,6 +456,16 @@ impl Walk<'_> {
                     } else {
                         self.operand(operand);
                     }
+                }
+                let mut left = &e.expr;
+                for op in &e.ops {
+                    if matches!(
+                        op.op,
+                        CompareOpKind::Lt | CompareOpKind::Lte | CompareOpKind::Gt | CompareOpKind::Gte
+                    ) {
+                        self.ordered(left, &op.expr);
+                    }
+                    left = &op.expr;
                 }
             }
             Expr::IfExpr(e) => {
@@ -431,7 +490,7 @@ impl Walk<'_> {
                         "default" | "d" => self.expr(inner, Use::Optional),
                         name if NULL_FILTERS.contains(&name) => self.expr(inner, Use::Test),
                         // Already marked.
-                        env::NOT_NULL => self.expr(inner, Use::Value),
+                        env::NOT_NULL | env::ORDERED => self.expr(inner, Use::Value),
                         _ => self.operand(inner),
                     }
                 }

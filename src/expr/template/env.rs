@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::values::write_json;
@@ -14,6 +14,9 @@ const FUEL: u64 = 10_000_000;
 
 /// The filter that refuses null and undefined.
 pub(super) const NOT_NULL: &str = "__value";
+
+/// The filter that refuses what has no order against its argument: a text against a number.
+pub(super) const ORDERED: &str = "__ordered";
 
 /// What it says of a null.
 pub(super) const IS_NULL: &str = "the value is null";
@@ -32,6 +35,7 @@ pub(super) fn shared() -> &'static Environment<'static> {
         // It prints everything in scope.
         env.remove_global("debug");
         env.add_filter(NOT_NULL, not_null);
+        env.add_filter(ORDERED, ordered);
         env.add_filter("tojson", tojson);
         env
     })
@@ -50,6 +54,23 @@ fn not_null(value: Value) -> Result<Value, Error> {
         return Err(Error::new(ErrorKind::InvalidOperation, IS_NULL));
     }
     Ok(value)
+}
+
+/// Gives the value back; an error where it and the other are of kinds that have no order.
+fn ordered(value: Value, other: &Value, path: &str) -> Result<Value, Error> {
+    let value = not_null(value)?;
+    let (own, against) = (value.kind(), other.kind());
+    // Null and undefined have errors of their own.
+    if own == against || other.is_undefined() || other.is_none() {
+        return Ok(value);
+    }
+    let help = match (own, against) {
+        (ValueKind::String, ValueKind::Number) => format!("; convert it: `{path}|int` or `{path}|float`"),
+        (_, ValueKind::String) => format!("; convert it: `{path}|string`"),
+        _ => String::new(),
+    };
+    let message = format!("`{path}` is a {own} and cannot be compared with a {against}{help}");
+    Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
 /// JSON text as Python's `json.dumps` spaces it. Unlike Jinja's own filter it escapes nothing for
