@@ -90,7 +90,9 @@ impl Bench {
             log.lock().expect("no panic").push(asked.clone());
             answer(count.fetch_add(1, Ordering::SeqCst), asked)
         });
-        let broker = Broker::new(&[spec(&server.url())], EventSender::none()).expect("good");
+        let mut engine = spec(&server.url());
+        engine.timeout.first_byte = Duration::from_secs(3);
+        let broker = Broker::new(&[engine], EventSender::none()).expect("good");
         Self {
             server,
             asked,
