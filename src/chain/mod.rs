@@ -90,21 +90,21 @@ pub struct Chain {
 
 impl Chain {
     /// A chain made of code.
-    pub fn builder(name: &str) -> ChainBuilder {
+    pub fn builder(name: &str) -> ChainBuilder<Code> {
         ChainBuilder {
-            source: Origin::Code(Map::from_iter([
-                ("name".to_owned(), json!(name)),
-                ("steps".to_owned(), json!([])),
-            ])),
+            source: Code {
+                head: Map::from_iter([("name".to_owned(), json!(name))]),
+                steps: Vec::new(),
+            },
             closures: Closures::none(),
             engines: Vec::new(),
         }
     }
 
     /// A chain file, to which closures and engines can be added.
-    pub fn file(path: impl Into<PathBuf>) -> ChainBuilder {
+    pub fn file(path: impl Into<PathBuf>) -> ChainBuilder<File> {
         ChainBuilder {
-            source: Origin::File(path.into()),
+            source: File(ChainInput::file(path)),
             closures: Closures::none(),
             engines: Vec::new(),
         }
@@ -162,43 +162,87 @@ impl Chain {
 }
 
 /// Where a chain comes from.
-enum Origin {
-    Code(Map<String, Value>),
-    File(PathBuf),
+/// A chain made of code, for [`ChainBuilder`].
+pub struct Code {
+    /// Everything but the nodes.
+    head: Map<String, Value>,
+    steps: Vec<Value>,
+}
+
+/// A chain read from a file, for [`ChainBuilder`].
+pub struct File(ChainInput);
+
+/// Where a chain comes from: [`Code`] or [`File`].
+pub trait Origin {
+    /// What is compiled.
+    #[doc(hidden)]
+    fn into_input(self) -> ChainInput;
+}
+
+impl Origin for Code {
+    fn into_input(mut self) -> ChainInput {
+        self.head.insert("steps".to_owned(), Value::Array(self.steps));
+        let name = self.head.get("name").and_then(Value::as_str).unwrap_or("chain");
+        ChainInput {
+            path: format!("{name}.json").into(),
+            text: Some(format!("{:#}", Value::Object(self.head))),
+            ..ChainInput::default()
+        }
+    }
+}
+
+impl Origin for File {
+    fn into_input(self) -> ChainInput {
+        // Read once: what is compiled is what the run is recognised by.
+        let text = fs_err::read_to_string(&self.0.path).ok();
+        ChainInput { text, ..self.0 }
+    }
 }
 
 /// Puts a chain together; [`ChainBuilder::build`] checks it.
-pub struct ChainBuilder {
-    source: Origin,
+pub struct ChainBuilder<From> {
+    source: From,
     closures: Closures,
     engines: Vec<(String, CustomEngine)>,
 }
 
-impl ChainBuilder {
-    /// Adds a node to the end of the main line (of a chain made of code).
+impl ChainBuilder<Code> {
+    /// Adds a node to the end of the main line.
     #[must_use]
     pub fn node(mut self, node: Node) -> Self {
         for (name, run) in node.closures {
             self.closures = self.closures.with_shared(name, run);
         }
-        if let Origin::Code(head) = &mut self.source
-            && let Some(Value::Array(steps)) = head.get_mut("steps")
-        {
-            steps.push(Value::Object(node.fields));
-        }
+        self.source.steps.push(Value::Object(node.fields));
         self
     }
 
-    /// Sets any other key at the top of a chain made of code: `vars`, `models`, `input_model`, `engines`,
-    /// `batch_size`.
+    /// Sets any other key at the top of the chain: `vars`, `models`, `input_model`, `engines`, `batch_size`.
     #[must_use]
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
-        if let Origin::Code(head) = &mut self.source {
-            head.insert(key.to_owned(), value.into());
-        }
+        self.source.head.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+impl ChainBuilder<File> {
+    /// Another value for a variable of the chain (`--set`).
+    #[must_use]
+    pub fn var(mut self, key: &str, value: impl Into<Value>) -> Self {
+        // JSON is YAML.
+        self.source.0.sets.push(format!("{key}={}", value.into()));
         self
     }
 
+    /// A file with more engines (`--engines`).
+    #[must_use]
+    pub fn engines_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.source.0.engines.push(path.into());
+        self
+    }
+}
+
+impl<From: Origin> ChainBuilder<From> {
     /// Registers a closure that a chain file calls by `apply: {closure: NAME}`.
     #[must_use]
     pub fn closure<F>(mut self, name: &str, run: F) -> Self
@@ -222,21 +266,7 @@ impl ChainBuilder {
     /// # Errors
     /// Every problem at once, each with its place in the chain (one made of code is shown as JSON).
     pub fn build(self) -> Result<Chain, Report> {
-        let input = match self.source {
-            Origin::File(path) => ChainInput {
-                text: fs_err::read_to_string(&path).ok(),
-                ..ChainInput::file(path)
-            },
-            Origin::Code(head) => {
-                let name = head.get("name").and_then(Value::as_str).unwrap_or("chain");
-                ChainInput {
-                    path: format!("{name}.json").into(),
-                    text: Some(format!("{:#}", Value::Object(head))),
-                    engines: Vec::new(),
-                    sets: Vec::new(),
-                }
-            }
-        };
+        let input = self.source.into_input();
         let compiled = compile(&input, &self.closures)?;
         let text = input.text.unwrap_or_default();
         Ok(Chain {

@@ -18,6 +18,12 @@ pub enum RunError {
         /// Its process id, as the lock file says.
         pid: Option<u32>,
     },
+    /// A number of the configuration that must not be 0.
+    #[error("`{field}` is 0; give at least 1")]
+    Zero {
+        /// The field of `RunConfig`.
+        field: &'static str,
+    },
     /// OUT cannot be a folder for outputs.
     #[error("cannot use {} for outputs", out.display())]
     Unusable {
@@ -116,6 +122,7 @@ impl RunError {
         matches!(
             self,
             Self::Locked { .. }
+                | Self::Zero { .. }
                 | Self::Unusable { .. }
                 | Self::Foreign { .. }
                 | Self::Different { .. }

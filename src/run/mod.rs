@@ -98,6 +98,9 @@ pub fn run(
         ..Timings::default()
     };
     config.format.check()?;
+    if config.max_rows == 0 {
+        return Err(RunError::Zero { field: "max_rows" });
+    }
     let identity = Identity::of(&config)?;
     // Before anything is written: a function that cannot be loaded is bad usage.
     let workers = match outdir::finished(&config.out, config.existing, config.limit) {

@@ -212,8 +212,9 @@ fn is_empty(path: &Path) -> Result<bool, RunError> {
     }
 }
 
-/// True for a folder that we made: nothing but shards in it.
+/// True for a folder that we made: shards, and nothing else.
 fn holds_only_shards(dir: &Path, extensions: &[&str]) -> Result<bool, RunError> {
+    let mut any = false;
     for entry in fs::read_dir(dir).map_err(RunError::io(dir))? {
         let name = entry.map_err(RunError::io(dir))?.file_name();
         let name = name.to_string_lossy();
@@ -224,6 +225,7 @@ fn holds_only_shards(dir: &Path, extensions: &[&str]) -> Result<bool, RunError> 
         if !stems.any(|stem| stem.len() >= 3 && stem.bytes().all(|b| b.is_ascii_digit())) {
             return Ok(false);
         }
+        any = true;
     }
-    Ok(true)
+    Ok(any)
 }

@@ -106,8 +106,6 @@ impl Session<'_> {
 
         let halt = Halt::default();
         let failure = Failure::default();
-        let signals = config.signals.as_ref();
-        let interrupted = signals.map(|signals| signals.watch(halt.clone(), events.clone()));
         let at_end = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = mpsc::channel(1024);
         let position = checkpoint.position;
@@ -147,6 +145,9 @@ impl Session<'_> {
                 })
         };
         let committing = committing.map_err(RunError::io(Path::new("a writer thread")))?;
+        // Nothing between here and the release ends early.
+        let signals = config.signals.as_ref();
+        let interrupted = signals.map(|signals| signals.watch(halt.clone(), events.clone()));
 
         if let Ok(mut line) = status.lock() {
             let (broker, waiting, feed) = (broker.clone(), waiting.clone(), feed.clone());

@@ -338,8 +338,8 @@ fn the_queue_of_many_rows_is_quick() {
     idle(&broker);
 }
 
-#[test]
-fn earlier_rows_go_first_and_those_that_met_faults_last() {
+/// The order in which rows are let in that queue up in another, each with the faults it met.
+fn let_in<const N: usize>(queued: [(u64, u32); N]) -> Vec<(u64, u32)> {
     let own: SharedEngine = Arc::new(Own);
     let wait = Duration::from_secs(1);
     let broker = Broker::empty(EventSender::none()).with_engine("small", own, Concurrency::Fixed(1), wait);
@@ -347,7 +347,7 @@ fn earlier_rows_go_first_and_those_that_met_faults_last() {
     let order = Mutex::new(Vec::new());
     block_on(async {
         let busy = broker.acquire(ix, 0, 0).await.expect("a lease");
-        let queued = [(7, 0), (2, 1), (5, 0), (3, 2), (5, 1)].map(async |(row, faults)| {
+        let queued = queued.map(async |(row, faults)| {
             let _lease = broker.acquire(ix, row, faults).await.expect("a lease");
             order.lock().expect("no panic").push((row, faults));
         });
@@ -357,8 +357,16 @@ fn earlier_rows_go_first_and_those_that_met_faults_last() {
         };
         futures::join!(futures::future::join_all(queued), opened);
     });
-    assert_eq!(
-        *order.lock().expect("no panic"),
-        [(5, 0), (7, 0), (2, 1), (5, 1), (3, 2)]
-    );
+    order.into_inner().expect("no panic")
+}
+
+#[test]
+fn earlier_rows_go_first() {
+    assert_eq!(let_in([(7, 0), (2, 0), (5, 0)]), [(2, 0), (5, 0), (7, 0)]);
+}
+
+#[test]
+fn a_row_that_met_a_fault_goes_behind_those_that_wait_and_before_those_that_come_later() {
+    let order = let_in([(7, 0), (3, 2), (2, 1), (5, 0), (8, 0), (9, 0)]);
+    assert_eq!(order, [(5, 0), (7, 0), (2, 1), (3, 2), (8, 0), (9, 0)]);
 }

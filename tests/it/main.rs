@@ -40,6 +40,7 @@ mod inputs;
 mod invocations;
 mod jq;
 mod kill;
+mod library;
 mod lines;
 mod logs;
 mod nulls;

@@ -32,6 +32,8 @@ struct State {
     queue: Queue,
     /// How many have queued up so far.
     arrivals: u64,
+    /// The latest row that has.
+    newest: u64,
     health: Health,
     /// Grows with every change for the worse. A request belongs to the epoch it started in; bad news
     /// from older ones was told already by the first of them.
@@ -85,6 +87,7 @@ impl Gate {
                 in_flight: 0,
                 queue: Queue::new(),
                 arrivals: 0,
+                newest: 0,
                 health: Health::Open,
                 epoch: 0,
                 faults: 0,
@@ -141,7 +144,10 @@ impl Gate {
         }
         let arrival = state.arrivals;
         state.arrivals += 1;
-        state.queue.insert((faults, row, arrival), place);
+        state.newest = state.newest.max(row);
+        // Behind those who wait now, and before the rows that come later: a stream of new rows starves nobody.
+        let rank = if faults == 0 { row } else { state.newest };
+        state.queue.insert((rank, faults, arrival), place);
         self.pump(state);
         Ok(turn)
     }
@@ -359,8 +365,8 @@ impl State {
     }
 }
 
-/// Those who wait: by the faults of the engine that they met, by row, in the order they came.
-type Queue = BTreeMap<(u32, u64, u64), oneshot::Sender<Result<Lease, Stop>>>;
+/// Those who wait: by row (or the row behind which they stand), by the faults they met, in the order they came.
+type Queue = BTreeMap<(u64, u32, u64), oneshot::Sender<Result<Lease, Stop>>>;
 
 /// Notes why the gate is shut for good; those who are to be told.
 fn halt(state: &mut State, stop: Stop) -> (Queue, Stop) {

@@ -1,4 +1,4 @@
-//! Lending: rows get a lease on an engine, in the order they asked, while it can take them.
+//! Lending: rows get a lease on an engine, earlier rows first, while it can take them.
 //!
 //! Each engine has one gate. It bounds the requests in flight, and it closes when the engine cannot
 //! take work, so that an outage costs waiting time and never a row.
@@ -134,7 +134,7 @@ impl Broker {
     /// Waits for a place at an engine. Dropping the lease gives it back; dropping the future leaves the queue.
     ///
     /// Earlier rows (ordinals of the input) go first, so that few rows wait for an earlier one to be written.
-    /// Those whose requests met a fault of the engine before go behind those that met fewer: a request that
+    /// A row whose request met a fault of the engine goes behind those that wait at that moment: a request that
     /// brings the engine down must not be the one that finds out, again and again, whether it is back.
     ///
     /// # Errors

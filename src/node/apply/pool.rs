@@ -73,10 +73,14 @@ impl Pool {
             suspect: false,
             reply,
         };
-        if self.closed.is_cancelled() {
-            return Err(self.stopped());
+        {
+            // Under the lock: whoever gives up empties the queue after it closed, and would miss this row.
+            let mut queue = self.queue();
+            if self.closed.is_cancelled() {
+                return Err(self.stopped());
+            }
+            queue.push_back(job);
         }
-        self.queue().push_back(job);
         self.ready.notify_one();
         match answer.await {
             Ok(answer) => Ok(answer.and_then(|outputs| wire::records(&outputs))),
