@@ -301,7 +301,7 @@ fn root_help(node: &Node) -> String {
     };
     match &entry.value.kind {
         Yaml::String(text) if text.value == "array" => {
-            "put the list into a field: `{items: [T]}`; an Apply can take it apart again".to_owned()
+            "put the list into a field: `{list: [T]}`; an Apply can take it apart again".to_owned()
         }
         Yaml::String(text) if TYPES.contains(&text.value.as_str()) => format!(
             "the key `type` makes this a JSON Schema, not shorthand: write `type: object` with `properties`, or, for a record with a field named `type`, `properties: {{type: {{type: {}}}}}`",
@@ -324,7 +324,7 @@ fn schema_help(node: &Node, pointer: &str) -> Option<String> {
     let types = TYPES.iter().filter(|t| **t != "any").map(|t| format!("`{t}`"));
     let types: Vec<String> = types.chain(["`array`".to_owned(), "`null`".to_owned()]).collect();
     Some(format!(
-        "a mapping with the key `{}` is read as JSON Schema, not as shorthand; its types are {}",
+        "a mapping with the key `{0}` is read as JSON Schema, not as shorthand; its types are {1}. For a record with a field named `{0}` write `{{type: object, properties: {{{0}: ...}}}}`",
         key.key.value,
         types.join(", ")
     ))

@@ -108,13 +108,17 @@ fn process_json(program: &Program) -> Value {
     match program {
         Program::Python { source, digest, .. } => json!({"python": source, "digest": digest}),
         Program::Command {
-            source, arguments, ..
+            source,
+            arguments,
+            digests,
+            ..
         } => {
             let words: Vec<&str> = std::iter::once(source)
                 .chain(arguments)
                 .map(String::as_str)
                 .collect();
-            json!({"command": words})
+            let digests: Map<String, Value> = digests.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+            json!({"command": words, "digests": digests})
         }
     }
 }

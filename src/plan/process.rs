@@ -43,6 +43,8 @@ pub enum Program {
         arguments: Vec<String>,
         /// The program as the chain names it.
         source: String,
+        /// BLAKE3, hexadecimal, of each word that names a file below the chain file's folder or beside it.
+        digests: Vec<(String, String)>,
     },
 }
 
@@ -114,16 +116,30 @@ pub(super) fn command(
     problems: &mut Problems,
 ) -> Option<ProcessPlan> {
     let folder = absolute(base);
+    let named = program.value.contains('/').then_some(&program.value);
+    let words = named.into_iter().chain(arguments);
+    let digests = words.filter_map(|word| Some((word.clone(), digest(&folder.join(word))?)));
     Some(ProcessPlan {
         program: Program::Command {
             program: find(program, &folder, problems)?,
             arguments: arguments.to_vec(),
             source: program.value.clone(),
+            digests: digests.collect(),
         },
         folder,
         workers: process.workers,
         timeout: process.timeout,
     })
+}
+
+/// BLAKE3 of a file, hexadecimal; none when there is no such file.
+fn digest(path: &Path) -> Option<String> {
+    // A pipe would be waited for.
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    let mut file = std::fs::File::open(path).ok()?;
+    let mut hasher = blake3::Hasher::new();
+    std::io::copy(&mut file, &mut hasher).ok()?;
+    Some(hasher.finalize().to_hex().to_string())
 }
 
 /// Finds a program: with a slash relative to the chain file, else on `PATH`.

@@ -138,3 +138,29 @@ fn nothing_is_left_of_a_run_that_ends() {
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert_eq!(living(bench.dir.path()), Vec::<String>::new());
 }
+
+#[test]
+fn an_edited_program_is_another_chain() {
+    let program = "import json, sys\nfor line in sys.stdin:\n    asked = json.loads(line)\n    print(json.dumps({'row_id': asked['row_id'], 'outputs': [{'v': 1}]}), flush=True)\n";
+    let bench = Bench::new(
+        "name: t\nsteps:\n  - {id: a, apply: {command: [python3, tag.py]}}\n",
+        rows(3),
+    );
+    bench.write("tag.py", program);
+    assert_eq!(bench.run(&["--limit", "2"]).code, 0);
+    bench.write("tag.py", program.replace("'v'", "'w'"));
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("a file the chain refers to was changed"),
+        "{}",
+        ran.stderr
+    );
+    let ran = bench.run(&["--resume"]);
+    assert_eq!(
+        (ran.code, ran.values("a")[0]["w"].clone()),
+        (0, 1.into()),
+        "{}",
+        ran.stderr
+    );
+}

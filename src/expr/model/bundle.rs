@@ -8,7 +8,75 @@ use serde_json::{Map, Value, json};
 
 use super::schema::TYPES;
 use super::{JSON_SCHEMA_KEYS, Models, head};
-use crate::spec::{Code, Node, Problems, Span, Text, Yaml, parse_yaml, suggest};
+use crate::spec::{Code, Entry, Node, Problems, Span, Text, Yaml, parse_yaml, suggest};
+
+/// All keys of JSON Schema, the drafts from 6 to 2020-12.
+const KEYWORDS: [&str; 64] = [
+    "$schema",
+    "$id",
+    "$anchor",
+    "$dynamicRef",
+    "$dynamicAnchor",
+    "$ref",
+    "$defs",
+    "$comment",
+    "$vocabulary",
+    "$recursiveRef",
+    "$recursiveAnchor",
+    "definitions",
+    "dependencies",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "then",
+    "else",
+    "dependentSchemas",
+    "prefixItems",
+    "items",
+    "additionalItems",
+    "contains",
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "type",
+    "enum",
+    "const",
+    "multipleOf",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "maxContains",
+    "minContains",
+    "maxProperties",
+    "minProperties",
+    "required",
+    "dependentRequired",
+    "title",
+    "description",
+    "default",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "examples",
+    "format",
+    "contentEncoding",
+    "contentMediaType",
+    "contentSchema",
+    "nullable",
+    "discriminator",
+];
 
 /// Makes the schema of a model; `None` when something is wrong with it (and has been noted).
 pub(super) fn bundle(models: &Models, node: &Node, open: bool, problems: &mut Problems) -> Option<Value> {
@@ -110,6 +178,7 @@ impl Bundler<'_> {
             .iter()
             .any(|e| JSON_SCHEMA_KEYS.contains(&e.key.value.as_str()))
         {
+            self.schema_only(entries)?;
             let outer = std::mem::replace(
                 &mut self.span,
                 node.get("$ref").map_or(head(node), |e| e.value.span),
@@ -227,15 +296,41 @@ impl Bundler<'_> {
         None
     }
 
+    /// Checks that a mapping that is read as JSON Schema has nothing else in it.
+    fn schema_only(&mut self, entries: &[Entry]) -> Option<()> {
+        let key = |entry: &Entry| entry.key.value.clone();
+        let stranger = entries.iter().find(|entry| {
+            !KEYWORDS.contains(&entry.key.value.as_str()) && !entry.key.value.starts_with("x-")
+        });
+        let Some(stranger) = stranger else { return Some(()) };
+        let cause = entries
+            .iter()
+            .map(key)
+            .find(|key| JSON_SCHEMA_KEYS.contains(&key.as_str()))
+            .unwrap_or_default();
+        let stranger_key = key(stranger);
+        let fields: Vec<String> = entries.iter().map(|e| format!("{}: ...", key(e))).collect();
+        let help = format!(
+            "for a record with a field named `{cause}` write `{{type: object, properties: {{{}}}}}`",
+            fields.join(", ")
+        );
+        self.fail(
+            stranger.key.span,
+            format!("the key `{cause}` makes this a JSON Schema, and `{stranger_key}` is none of its keys"),
+            Some(help),
+        )
+    }
+
     fn alternatives(&mut self, spelled: &str, span: Span) -> Option<Value> {
         let mut seen: Vec<&str> = Vec::new();
+        let is_type = |name: &str| TYPES.contains(&name) || self.models.named.contains_key(name);
         for alternative in spelled.split('|').map(str::trim) {
             let (message, help) = if alternative.is_empty() {
                 (
                     "an empty alternative".to_owned(),
                     "write `a | b | c`; a field that may be left out ends in `?`",
                 )
-            } else if TYPES.contains(&alternative) || self.models.named.contains_key(alternative) {
+            } else if is_type(alternative.strip_suffix('?').unwrap_or(alternative)) {
                 (
                     format!("`{alternative}` is a type or a model, and `a | b` is an enum of texts"),
                     "for a choice of types write JSON Schema: `{anyOf: [...]}`; an optional field is `T?`",
