@@ -63,18 +63,18 @@ pub(crate) enum Command {
     ///
     /// Writes one folder per node, a flattened table and a list of every row that failed. The same command
     /// again resumes an unfinished run without asking an engine twice, and says so when it is finished.
-    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG, verbatim_doc_comment)]
+    #[command(after_help = help::RUN, after_long_help = help::RUN_LONG)]
     Run(RunArgs),
     /// Show a chain as a tree and check it, with --input also its rows; runs nothing
     ///
     /// Everything that is wrong with the chain is told at once. Needs no network and writes nothing.
-    #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG, verbatim_doc_comment)]
+    #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG)]
     Inspect(InspectArgs),
     /// List the engines of a chain and ask each for its state
     ///
     /// Asks all of them at once, each in the way its backend answers; nothing is generated. Keys are
     /// never shown, only whether they are set.
-    #[command(after_long_help = help::ENGINES, verbatim_doc_comment)]
+    #[command(after_long_help = help::ENGINES)]
     Engines(EnginesArgs),
     /// Write a starter chain that runs at once
     #[command(after_long_help = help::INIT)]
@@ -183,7 +183,7 @@ pub(crate) struct InspectArgs {
     ///
     /// They are led up to the prompts of the first Steps: `input_model`, jq, `when` and templates are
     /// tried on them, so that a wrong prompt or a missing field is found before anything is asked.
-    #[arg(long, value_name = "FILE", help_heading = "Rows", verbatim_doc_comment)]
+    #[arg(long, value_name = "FILE", help_heading = "Rows")]
     pub(crate) input: Option<PathBuf>,
     /// How many rows of --input
     #[arg(long, value_name = "N", requires = "input", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]

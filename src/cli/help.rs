@@ -43,8 +43,8 @@ Examples:
 
 Exit codes:
   0    all rows done, or OUT was finished before, whatever its errors/ hold
-  1    the run failed or stopped; the same command resumes it. If the first 100 rows all fail, the run
-       stops, unless --max-errors says otherwise
+  1    the run failed or stopped; the same command resumes it. It stops when
+       the first 100 rows all fail, unless --max-errors says otherwise
   2    bad usage, chain or input; nothing was run, nothing was written
   3    finished, and some rows are in OUT/errors/
   130  interrupted by Ctrl-C or SIGTERM; the same command resumes it
@@ -100,8 +100,9 @@ For bash, zsh and fish:
   chainette completions fish > ~/.config/fish/completions/chainette.fish";
 
 pub(crate) const INIT: &str = "\
-Writes chain.yaml, inputs.jsonl, chain.schema.json (for editors) and .gitignore. The chain runs as it is,
-without a model; a Step that asks one stands in it as a comment.
+Writes chain.yaml, inputs.jsonl, chain.schema.json (for editors) and
+.gitignore. The chain runs as it is, without a model; a Step that asks one
+stands in it as a comment.
 
 Exit codes:
   0  written

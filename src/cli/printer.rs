@@ -106,7 +106,8 @@ impl Printer {
     /// An error, on stderr; with `--json-logs` as a JSON line.
     pub(crate) fn error(self, text: &str) {
         say_in_time(if self.json {
-            json_line("error", text)
+            // The event says that it is one.
+            json_line("error", text.strip_prefix("error: ").unwrap_or(text))
         } else {
             text.to_owned()
         });

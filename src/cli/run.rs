@@ -16,7 +16,7 @@ use crate::run::{
     Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
 };
 use crate::sink;
-use crate::source::open_input;
+use crate::source::{SourceError, open_input};
 
 /// Runs a chain.
 pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
@@ -123,9 +123,14 @@ fn leave(moment: Moment, printer: Printer) {
 /// Says how the run ended.
 fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) -> Exit {
     let RunStats {
-        state, rows_failed, ..
+        state,
+        rows_in,
+        rows_failed,
+        ..
     } = outcome.stats;
-    let out = args.out.display();
+    // Without a slash at its end.
+    let out: PathBuf = args.out.components().collect();
+    let out = out.display();
     if outcome.already_finished {
         printer.notice(&format!(
             "{out} is finished already: nothing to do (--overwrite starts again)"
@@ -142,7 +147,12 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
             printer.notice(&format!("{rows} {are} in {out}/errors/"));
             Exit::RowErrors
         }
-        (RunState::Finished, _) => Exit::Done,
+        (RunState::Finished, _) => {
+            if rows_in == 0 {
+                printer.notice(&format!("{} holds no rows", args.inputs.display()));
+            }
+            Exit::Done
+        }
         (RunState::Interrupted, stopped) => {
             if let Some(error) = stopped {
                 printer.error(&explain_error(error));
@@ -161,7 +171,12 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                 .as_ref()
                 .map_or_else(|| "error: the run stopped".into(), |error| explain_error(error));
             let hint = match stopped {
-                Some(RunError::TooManyErrors { .. } | RunError::Damaged { .. }) => "",
+                // These say themselves what to do.
+                Some(
+                    RunError::TooManyErrors { .. }
+                    | RunError::Damaged { .. }
+                    | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
+                ) => "",
                 _ => "\n  the same command goes on where this stopped",
             };
             printer.error(&format!("{cause}{hint}"));

@@ -75,6 +75,12 @@ pub(crate) fn difference(before: &[Fingerprint], now: &[Fingerprint]) -> Option<
     if before.len() == now.len() && before.iter().zip(now).all(|(a, b)| a.is_same(b)) {
         return None;
     }
+    let only_touched = |(a, b): (&Fingerprint, &Fingerprint)| (a.size, &a.digest) == (b.size, &b.digest);
+    if before.len() == now.len() && before.iter().zip(now).all(only_touched) {
+        return Some(
+            "the input was touched (its time is another; its size, first and last MiB are the same)".into(),
+        );
+    }
     if before.len() <= 1 && now.len() <= 1 {
         return Some("the input is another one or was changed".into());
     }
