@@ -7,6 +7,7 @@
 mod analyse;
 mod env;
 mod exprs;
+mod size;
 mod values;
 
 use std::ops::Range;
@@ -81,6 +82,7 @@ const MAIN: &str = "template";
 impl Template {
     /// Compiles a template that may read the visible names.
     pub fn compile(source: &str, visible: &Visible) -> Result<Self, ExprError> {
+        size::check(source, false)?;
         let analysis = analyse::analyse(source)?;
         Self::from_analysis(source, analysis, visible)
     }
@@ -267,6 +269,7 @@ fn with_known(message: String, name: &str, owner: &str, fields: &[String]) -> St
 /// The names returned cannot be null where it holds.
 pub(super) fn condition(source: &str, visible: &Visible) -> Result<(Template, Vec<String>), ExprError> {
     const BEFORE: &str = "{% if (";
+    size::check(source, true)?;
     let expr = minijinja::machinery::parse_expr(source).map_err(|error| env::syntax_error(&error))?;
     let guards = exprs::names_implied(&expr);
     let text = format!("{BEFORE}{source}) %}}1{{% endif %}}");
