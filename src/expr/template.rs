@@ -7,6 +7,7 @@
 mod analyse;
 mod env;
 mod exprs;
+mod marks;
 mod size;
 mod values;
 
@@ -19,7 +20,7 @@ use crate::expr::{ExprError, NameIx, Scope, Visible};
 use crate::row::{Named, Record};
 use crate::spec::suggest;
 
-use analyse::Analysis;
+use marks::Analysis;
 use values::{list, record, to_value};
 
 /// A name that a template reads.
