@@ -13,7 +13,6 @@ use super::exprs::{
 use super::marks::{Analysis, Mark};
 use super::{Read, env};
 use crate::expr::ExprError;
-use crate::spec::suggest;
 
 /// Parses and walks a template.
 pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
@@ -514,7 +513,7 @@ impl Walk<'_> {
                 if !env::has_filter(e.name) {
                     self.fail(
                         e.span(),
-                        format!("there is no filter `{}`{}", e.name, near_filter(e.name)),
+                        format!("there is no filter `{}`{}", e.name, env::near_filter(e.name)),
                     );
                 }
                 if let Some(inner) = &e.expr {
@@ -587,15 +586,3 @@ impl Walk<'_> {
 }
 
 const OTHERS: &str = "a template cannot read other templates";
-
-fn near_filter(name: &str) -> String {
-    const COMMON: [&str; 24] = [
-        "upper", "lower", "title", "trim", "replace", "join", "split", "length", "first", "last", "default",
-        "tojson", "round", "int", "float", "sort", "unique", "map", "select", "reject", "indent", "list",
-        "sum", "items",
-    ];
-    match suggest(name, COMMON) {
-        Some(help) if help.starts_with("did") => format!("; {help}"),
-        _ => String::new(),
-    }
-}
