@@ -7,6 +7,8 @@
 mod analyse;
 mod env;
 mod exprs;
+mod marks;
+mod size;
 mod values;
 
 use std::ops::Range;
@@ -18,7 +20,7 @@ use crate::expr::{ExprError, NameIx, Scope, Visible};
 use crate::row::{Named, Record};
 use crate::spec::suggest;
 
-use analyse::Analysis;
+use marks::Analysis;
 use values::{list, record, to_value};
 
 /// A name that a template reads.
@@ -81,6 +83,7 @@ const MAIN: &str = "template";
 impl Template {
     /// Compiles a template that may read the visible names.
     pub fn compile(source: &str, visible: &Visible) -> Result<Self, ExprError> {
+        size::check(source, false)?;
         let analysis = analyse::analyse(source)?;
         Self::from_analysis(source, analysis, visible)
     }
@@ -267,6 +270,7 @@ fn with_known(message: String, name: &str, owner: &str, fields: &[String]) -> St
 /// The names returned cannot be null where it holds.
 pub(super) fn condition(source: &str, visible: &Visible) -> Result<(Template, Vec<String>), ExprError> {
     const BEFORE: &str = "{% if (";
+    size::check(source, true)?;
     let expr = minijinja::machinery::parse_expr(source).map_err(|error| env::syntax_error(&error))?;
     let guards = exprs::names_implied(&expr);
     let text = format!("{BEFORE}{source}) %}}1{{% endif %}}");

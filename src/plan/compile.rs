@@ -315,7 +315,9 @@ fn guarded(place: &Place, when: Option<&When>) -> Place {
 
 /// What to do about a jq program that does not compile.
 fn jq_help(message: &str) -> &'static str {
-    if message.contains("an Apply is pure") {
+    if message.starts_with("the program nests") || message.starts_with("the program chains") {
+        "split it over several Applies; a long list belongs into `vars`"
+    } else if message.contains("an Apply is pure") {
         "read what the row needs from its fields, or from `$vars`"
     } else if message.contains("undefined variable") {
         "a program reads `.`, `$chain_input`, `$row_id`, `$vars`, and every visible name below `$row`"

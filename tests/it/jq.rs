@@ -160,3 +160,90 @@ fn syntax_errors_point_into_the_program() {
         Err("expected nothing, found `2` at Some(2..3)".into())
     );
 }
+
+#[test]
+fn deep_programs_are_refused() {
+    let nest =
+        |count: usize, open: &str, close: &str| format!("{}1{}", open.repeat(count), close.repeat(count));
+    for program in [
+        format!("{}.", ".|".repeat(50_000)),
+        format!("1{}", "+1".repeat(100_000)),
+        format!("1{}", ",1".repeat(100_000)),
+        nest(3_000, "[", "]"),
+        nest(20_000, "(", ")"),
+        nest(20_000, "{a: ", "}"),
+        nest(20_000, "\"\\(", ")\""),
+        "[".repeat(100_000),
+        format!("# [\\\n\" \n{}", "[".repeat(100_000)),
+        "-".repeat(100_000),
+        format!("{}1", "- ".repeat(50_000)),
+        format!("{}1", "try ".repeat(50_000)),
+        format!("{} 1", "if ".repeat(50_000)),
+        format!("{}1", "def f: ".repeat(50_000)),
+    ] {
+        let start: String = program.chars().take(20).collect();
+
+        run(&program, "{}").expect_err(&start);
+    }
+    let message = |program: &str| run(program, "{}").expect_err(program);
+    assert!(message(&nest(51, "[", "]")).starts_with("the program nests more than 50 brackets"));
+    assert!(
+        message(&format!("1{}", "+1".repeat(251))).starts_with("the program chains more than 250 operators")
+    );
+    // At the limits, on a test's stack.
+    for program in [
+        format!("{}.", ".|".repeat(250)),
+        format!("1{}", "+1".repeat(250)),
+        format!("[1{}]", ",1".repeat(240)),
+        nest(50, "[", "]"),
+        nest(50, "(", ")"),
+        nest(24, "{a: ", "}"),
+        nest(24, "\"\\(", ")\""),
+        format!("{}1", "try ".repeat(250)),
+        format!("{}1{}", "(".repeat(50), ")?".repeat(50)),
+        format!("1{}", "?".repeat(250)),
+        format!("1{}", "//1".repeat(250)),
+        format!("{}1", "1 as $x|".repeat(120)),
+        format!("{}1{}", "if 1 then ".repeat(200), " else 1 end".repeat(200)),
+        format!("{}f", "def f: 1 + 1; ".repeat(100)),
+    ] {
+        run(&program, "{}").expect("the program runs");
+    }
+    // Fields nest when they are made; what is in them does not add up.
+    let fields: Vec<String> = (0..240).map(|n| format!("f{n}: (.a | . + {n})")).collect();
+    run(&format!("{{{}}}", fields.join(", ")), r#"{"a":1}"#).expect("an object has many fields");
+    run("\"[[[\" + \"((\" # ((((\n", "{}").expect("texts and comments have no brackets");
+}
+
+#[test]
+fn a_program_that_may_emit_nothing_says_so() {
+    let outputs = |program: &str| {
+        let program = JqProgram::compile(program, &[].into()).unwrap_or_else(|e| panic!("{program}: {e}"));
+        (program.outputs().none, program.outputs().many)
+    };
+    for program in [
+        "def f: if .n > 0 then .n -= 1 | f else {x: .n} end; f",
+        "{x: first(.xs[], 1)}",
+        "{x: limit(3; .n)}",
+        "{x: .n?}",
+        "{x: (try .n)}",
+        "def f(g): [g]; {x: f(.xs[])}",
+        "def f(g): first(g); {x: f(1, 2)}",
+        "label $o | {x: .n}",
+    ] {
+        assert_eq!(outputs(program), (false, false), "{program}");
+    }
+    for program in [
+        "empty",
+        "select(.n)",
+        "first(.xs[])",
+        "limit(1; .xs[])",
+        "{x: .a.b?}",
+        "{x: (.n | tonumber)?}",
+    ] {
+        assert!(outputs(program).0, "{program}");
+    }
+    for program in [".xs[]", "1, 2", "range(3)", "recurse", "limit(2; .xs[])"] {
+        assert!(outputs(program).1, "{program}");
+    }
+}

@@ -44,6 +44,7 @@ fn the_tree_says_types_and_nulls() {
 /// What a jq program leaves is shown where its text tells, and is `any` where it does not.
 #[test]
 fn types_go_through_jq() {
+    const DOUBLED: &str = "{a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .} | {a: ., b: .}";
     let shown = |program: &str| {
         let plan = good(&format!(
             "input_model: {{text: string, tags: '[string]', n: integer?}}\nsteps: [{{id: x, apply: {{jq: '{program}'}}}}]\n"
@@ -71,9 +72,20 @@ fn types_go_through_jq() {
         (".tags[]", "any"),
         ("{(.text): 1}", "any"),
         ("to_entries", "any"),
+        // What may be null has no type of its own, and what doubles has an end.
+        ("{n, o: .n}", "{n: any, o: any}"),
+        (DOUBLED, "any"),
     ] {
         assert_eq!(shown(program), expected, "{program}");
     }
+}
+
+/// Two values of an `enum` make one that it does not list.
+#[test]
+fn a_sum_of_words_is_a_text() {
+    let plan = good("input_model: {e: a | b}\nsteps: [{id: x, apply: {jq: '{e: (.e + .e)}'}}]\n").plan;
+    let drawn = tree(&plan, TreeOptions::default());
+    assert!(drawn.contains("{e: string}"), "{drawn}");
 }
 
 /// Every node, branch and engine of the JSON stands in the tree, and the other way round.

@@ -302,3 +302,79 @@ fn conditions() {
     assert!(eval("fr) %}1{% endif %}{% if (fr").is_err_and(|e| e.starts_with("compile: ")));
     assert_eq!(eval("(x + 1) * 2 > 3 and (x or fr) >= 1"), Ok(true));
 }
+
+/// A name that is set on some ways only comes from outside on the others.
+#[test]
+fn what_is_set_on_some_ways_only_is_still_read() {
+    assert_eq!(
+        ok("{% if no %}{% set text = 'cut' %}{% endif %}say {{ text }}"),
+        "say a <b> & 'c'"
+    );
+    assert_eq!(
+        ok("{% if ok %}{% set text = 'cut' %}{% endif %}say {{ text }}"),
+        "say cut"
+    );
+    assert_eq!(
+        ok("{% if ok %}{% set a = 1 %}{% else %}{% set a = 2 %}{% endif %}{{ a }}"),
+        "1"
+    );
+    assert_eq!(
+        ok("{% if no %}{% set text = 1 %}{% elif fr %}{% set text = 2 %}{% endif %}{{ text | length }}"),
+        "11"
+    );
+    assert_eq!(
+        err("{% if no %}{% set gone = 1 %}{% endif %}{{ gone }}")
+            .split(';')
+            .next(),
+        Some("`gone` is undefined")
+    );
+}
+
+#[test]
+fn with_and_macros_bind_in_order() {
+    assert_eq!(
+        ok("{% with a = text, b = a %}{{ b }}{% endwith %}"),
+        "a <b> & 'c'"
+    );
+    assert_eq!(ok("{% macro f(x=y, y=1) %}{{ x }}{% endmacro %}{{ f() }}"), "1");
+}
+
+#[test]
+fn deep_templates_are_refused() {
+    let (many, some) = (20_000, 70);
+    for count in [many, some] {
+        let all = [
+            format!("{{{{ {}text{} }}}}", "(".repeat(count), ")".repeat(count)),
+            format!("{{{{ a{} }}}}", ".b".repeat(count)),
+            format!("{{{{ x{} }}}}", " and x".repeat(count)),
+            format!("{{{{ x{} }}}}", "+x".repeat(count)),
+            format!("{{{{ text{} }}}}", "|upper".repeat(count)),
+            format!("{{{{ {}x }}}}", "-".repeat(count)),
+            format!("{{% if x %}}1{}{{% endif %}}", "{% elif x %}2".repeat(count)),
+        ];
+        for template in all {
+            let start: String = template.chars().take(20).collect();
+            let compiled = Template::compile(&template, &names().0);
+            assert!(count == some || compiled.is_err(), "{start}");
+        }
+        let conditions = [
+            format!("{}x{}", "(".repeat(count), ")".repeat(count)),
+            format!("x{}", " and x".repeat(count)),
+        ];
+        for condition in conditions {
+            let compiled = When::compile(&condition, &names().0);
+            assert!(count == some || compiled.is_err());
+        }
+    }
+    let chained = format!("{{{{ x{} }}}}", "+x".repeat(many));
+    assert!(err(&chained).contains("more than 150 operators"));
+    let fits = format!("{{{{ 0{} }}}}", "+1".repeat(150));
+    assert_eq!(ok(&fits), "150");
+    // What stands beside one another is not deep.
+    let list = format!(
+        "{{{{ [1{}]|length }}}}{}",
+        ",1".repeat(5_000),
+        "{{ x + 1 }}".repeat(500)
+    );
+    assert!(ok(&list).starts_with("5001"));
+}

@@ -1,14 +1,16 @@
 //! Which fields of its item a jq program reads, where its text tells: for a hint, not for checks.
 
+use jaq_core::load::Parser;
 use jaq_core::load::lex::StrPart;
 use jaq_core::load::parse::{BinaryOp, Term};
-use jaq_core::load::{Lexer, Parser};
 use jaq_core::path::{Part, Path};
+
+use super::size;
 
 /// The fields `.name` that a program reads of its item, in order; those behind a pipe are read of something else.
 pub(crate) fn item_fields(source: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let tokens = Lexer::new(source).lex().unwrap_or_default();
+    let tokens = size::lex(source).ok().and_then(Result::ok).unwrap_or_default();
     if let Ok(term) = Parser::new(&tokens).parse(|p| p.term()) {
         collect(&term, &mut found);
     }

@@ -7,6 +7,7 @@ mod bounded;
 mod fields;
 mod infer;
 mod outputs;
+mod size;
 
 pub(crate) use bounded::set_stack;
 pub(crate) use fields::item_fields;
@@ -16,7 +17,7 @@ pub use outputs::Outputs;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use jaq_core::load::{self, Arena, File, Lexer, Loader, Parser, parse::Def};
+use jaq_core::load::{self, Arena, File, Loader, Parser, parse::Def};
 use jaq_core::{Ctx, Vars as JqVars, data};
 use jaq_json::Val;
 
@@ -58,7 +59,7 @@ impl JqProgram {
     ///
     /// Filters that reach out of the row (`env`, `input`, `debug`, `halt`, `now`, local time) do not exist.
     pub fn compile(source: &str, visible: &Visible) -> Result<Self, ExprError> {
-        let tokens = Lexer::new(source).lex().map_err(|errors| {
+        let tokens = size::lex(source)?.map_err(|errors| {
             first(
                 source,
                 errors.iter().map(|(expect, at)| {

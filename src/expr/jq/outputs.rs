@@ -44,7 +44,8 @@ impl Outputs {
 /// Counts the outputs of a program.
 ///
 /// `many` is said only of what plainly iterates (`.[]`, a comma, `range`, `recurse`); a filter that is
-/// not known here counts as one output for each of its arguments' outputs.
+/// not known here counts as one output for each of its arguments' outputs. `none` is said only where the
+/// text shows a way to it.
 pub(super) fn outputs(term: &Term<&str>) -> Outputs {
     Counter { known: Vec::new() }.term(term)
 }
@@ -75,17 +76,19 @@ impl<'s> Counter<'s> {
             }),
             Term::Neg(inner) => self.term(inner),
             Term::BinOp(left, op, right) => self.operator(left, op, right),
-            Term::Label(_, inner) => Outputs {
-                none: true,
-                ..self.term(inner)
-            },
+            Term::Label(_, inner) => self.term(inner),
             Term::Fold(name, source, _, args) => self.fold(name, source, args),
-            Term::TryCatch(body, handler) => match handler {
-                Some(handler) => self.term(body).or(self.term(handler)),
-                None => Outputs {
-                    none: true,
-                    ..self.term(body)
-                },
+            Term::TryCatch(tried, handler) => match handler {
+                Some(handler) => self.term(tried).or(self.term(handler)),
+                None => {
+                    let body = self.term(tried);
+                    let cannot_fail =
+                        matches!(&**tried, Term::Path(head, Path(parts)) if reads_field(head, parts));
+                    Outputs {
+                        none: body.none || !cannot_fail,
+                        ..body
+                    }
+                }
             },
             Term::IfThenElse(cases, otherwise) => {
                 let rest = otherwise.as_ref().map_or(Outputs::ONE, |rest| self.term(rest));
@@ -104,21 +107,27 @@ impl<'s> Counter<'s> {
                 found
             }
             Term::Call(name, args) => self.call(name, args),
-            Term::Path(head, Path(parts)) => parts.iter().fold(self.term(head), |all, (part, optional)| {
-                let part = match part {
-                    Part::Range(None, None) => Outputs::ANY,
-                    Part::Index(index) => self.term(index),
-                    Part::Range(from, to) => [from, to]
-                        .into_iter()
-                        .flatten()
-                        .fold(Outputs::ONE, |all, bound| all.times(self.term(bound))),
-                };
-                let optional = matches!(optional, jaq_core::path::Opt::Optional);
-                all.times(Outputs {
-                    none: part.none || optional,
-                    ..part
-                })
-            }),
+            Term::Path(head, Path(parts)) => {
+                parts
+                    .iter()
+                    .enumerate()
+                    .fold(self.term(head), |all, (at, (part, optional))| {
+                        let on_item = at == 0 && matches!(**head, Term::Id) && matches!(part, Part::Index(_));
+                        let part = match part {
+                            Part::Range(None, None) => Outputs::ANY,
+                            Part::Index(index) => self.term(index),
+                            Part::Range(from, to) => [from, to]
+                                .into_iter()
+                                .flatten()
+                                .fold(Outputs::ONE, |all, bound| all.times(self.term(bound))),
+                        };
+                        let optional = matches!(optional, jaq_core::path::Opt::Optional) && !on_item;
+                        all.times(Outputs {
+                            none: part.none || optional,
+                            ..part
+                        })
+                    })
+            }
         }
     }
 
@@ -156,7 +165,8 @@ impl<'s> Counter<'s> {
     /// What the body of a definition emits; its filter parameters count as one output each.
     fn body(&mut self, def: &Def<&'s str>) -> Outputs {
         let before = self.known.len();
-        self.known.push((def.name, def.args.len(), Outputs::AT_MOST_ONE));
+        // Where it calls itself nothing more is known.
+        self.known.push((def.name, def.args.len(), Outputs::ONE));
         self.known
             .extend(def.args.iter().map(|arg| (*arg, 0, Outputs::ONE)));
         let found = self.term(&def.body);
@@ -174,7 +184,8 @@ impl<'s> Counter<'s> {
         let given: Vec<Outputs> = args.iter().map(|arg| self.term(arg)).collect();
         let given_all = given.iter().fold(Outputs::ONE, |all, arg| all.times(*arg));
         if let Some(known) = known {
-            return known.times(given_all);
+            // What the body does with its arguments is not followed.
+            return known;
         }
         let first = given.first().copied().unwrap_or(Outputs::ONE);
         match (name, args.len()) {
@@ -185,8 +196,16 @@ impl<'s> Counter<'s> {
                 | "booleans" | "finites" | "normals" | "capture",
                 _,
             ) => Outputs::AT_MOST_ONE,
+            ("range", 1) if matches!(args.first(), Some(Term::Num(n)) if *n != "0") => Outputs {
+                none: false,
+                many: !matches!(args.first(), Some(Term::Num("1"))),
+            },
+            ("recurse" | "repeat", _) => Outputs {
+                none: false,
+                many: true,
+            },
             ("range", _)
-            | ("recurse" | "recurse_down" | "repeat" | "while", _)
+            | ("recurse_down" | "while", _)
             | ("paths" | "leaf_paths" | "splits" | "scan" | "combinations" | "tostream", _) => Outputs::ANY,
             // Its outputs are one for each match only with the flag `g`.
             ("match", _) => Outputs::AT_MOST_ONE,
@@ -197,20 +216,26 @@ impl<'s> Counter<'s> {
                 | "from_entries" | "error" | "input_line_number",
                 _,
             ) => Outputs::ONE,
-            ("first" | "last", 1) | ("nth", 2) => Outputs::AT_MOST_ONE,
+            ("first" | "last", 1) => Outputs { many: false, ..first },
+            ("nth", 2) => Outputs {
+                many: false,
+                ..given.get(1).copied().unwrap_or(Outputs::ONE)
+            },
             ("limit", 2) => {
                 let one = matches!(args.first(), Some(Term::Num("0" | "1")));
                 let body = given.get(1).copied().unwrap_or(Outputs::ONE);
                 Outputs {
-                    none: true,
+                    none: body.none || matches!(args.first(), Some(Term::Num("0"))),
                     many: body.many && !one,
                 }
             }
-            ("skip", 2) => Outputs {
-                none: true,
-                ..given.get(1).copied().unwrap_or(Outputs::ONE)
-            },
+            ("skip", 2) => given.get(1).copied().unwrap_or(Outputs::ONE),
             _ => given_all,
         }
     }
+}
+
+/// True for `.name`: read of an object, as an item is, it cannot fail.
+fn reads_field(head: &Term<&str>, parts: &[(Part<Term<&str>>, jaq_core::path::Opt)]) -> bool {
+    matches!((head, parts), (Term::Id, [(Part::Index(Term::Str(None, _)), _)]))
 }

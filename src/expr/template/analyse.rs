@@ -7,74 +7,12 @@ use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Stmt, U
 use minijinja::machinery::{Span, parse, parse_expr};
 use minijinja::syntax::SyntaxConfig;
 
-use super::exprs::{implied, is_null, joined, may_be_null, path_of, range, replaces_null, start};
+use super::exprs::{
+    implied, implied_defined, is_null, joined, may_be_null, path_of, range, replaces_null, start,
+};
+use super::marks::{Analysis, Mark};
 use super::{Read, env};
 use crate::expr::ExprError;
-use crate::spec::suggest;
-
-/// The result of the walk.
-#[derive(Debug)]
-pub(super) struct Analysis {
-    /// What is read, in source order.
-    pub(super) reads: Vec<Read>,
-    /// The names that a row's values are looked up for.
-    pub(super) names: Vec<String>,
-    /// Expressions that must not be null.
-    marks: Vec<Mark>,
-}
-
-/// An expression that a filter looks at.
-#[derive(Debug)]
-struct Mark {
-    at: Range<usize>,
-    /// What it is ordered against, by `<` and its like.
-    against: Option<Range<usize>>,
-}
-
-impl Mark {
-    /// Not null.
-    fn new(at: Range<usize>) -> Self {
-        Self { at, against: None }
-    }
-
-    /// The filter, with what it needs.
-    fn filter(&self, source: &str) -> String {
-        let text = |range: &Range<usize>| source.get(range.clone()).unwrap_or_default();
-        match &self.against {
-            None => env::NOT_NULL.to_owned(),
-            Some(other) => format!("{}({}, {:?})", env::ORDERED, text(other), text(&self.at)),
-        }
-    }
-}
-
-impl Analysis {
-    /// The source with every mark written as a filter.
-    pub(super) fn rewritten(&self, source: &str) -> String {
-        // At one place: first what ends here, the inner before the outer, then what begins, the
-        // outer before the inner (the walk meets the outer first).
-        let mut edits: Vec<(usize, bool, isize)> = Vec::new();
-        for (order, mark) in (0_isize..).zip(&self.marks) {
-            edits.push((mark.at.start, true, order));
-            edits.push((mark.at.end, false, -order));
-        }
-        edits.sort_unstable();
-        let mut out = String::with_capacity(source.len() + edits.len() * 12);
-        let mut from = 0;
-        for (at, opens, order) in edits {
-            out.push_str(source.get(from..at).unwrap_or_default());
-            from = at;
-            if opens {
-                out.push_str("((");
-            } else if let Some(mark) = self.marks.get(order.unsigned_abs()) {
-                out.push_str(")|");
-                out.push_str(&mark.filter(source));
-                out.push(')');
-            }
-        }
-        out.push_str(source.get(from..).unwrap_or_default());
-        out
-    }
-}
 
 /// Parses and walks a template.
 pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
@@ -84,6 +22,7 @@ pub(super) fn analyse(source: &str) -> Result<Analysis, ExprError> {
         source,
         scopes: vec![HashMap::new()],
         guards: Vec::new(),
+        defined: Vec::new(),
         found: Analysis {
             reads: Vec::new(),
             names: Vec::new(),
@@ -127,12 +66,29 @@ impl Use {
 /// What a name that the template sets itself stands for: a path that may be null, where it is one.
 type Local = Option<(String, Vec<String>)>;
 
+/// A name that the template sets itself.
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    behind: Local,
+    /// Only some ways through the template set it: on the others it comes from outside.
+    maybe: bool,
+}
+
+impl Slot {
+    /// Set on every way.
+    fn set(behind: Local) -> Self {
+        Self { behind, maybe: false }
+    }
+}
+
 struct Walk<'s> {
     source: &'s str,
     /// Names that the template sets itself.
-    scopes: Vec<HashMap<String, Local>>,
+    scopes: Vec<HashMap<String, Slot>>,
     /// Paths known not to be null here.
     guards: Vec<String>,
+    /// Paths known to be defined here.
+    defined: Vec<String>,
     found: Analysis,
     error: Option<ExprError>,
 }
@@ -154,7 +110,17 @@ impl Walk<'_> {
 
     /// What a name that the template set stands for.
     fn local(&self, name: &str) -> Local {
-        self.scopes.iter().rev().find_map(|s| s.get(name))?.clone()
+        self.scopes.iter().rev().find_map(|s| s.get(name))?.behind.clone()
+    }
+
+    /// True for a name that the template sets on some ways only.
+    fn is_maybe(&self, name: &str) -> bool {
+        self.is_local(name)
+            && self
+                .scopes
+                .iter()
+                .filter_map(|s| s.get(name))
+                .all(|slot| slot.maybe)
     }
 
     /// The path that a name set to this value stands for; none where it cannot be null, or is no path.
@@ -178,7 +144,7 @@ impl Walk<'_> {
     fn assign(&mut self, target: &Expr<'_>, behind: Local) {
         self.declare(target);
         if let (Expr::Var(var), Some(scope)) = (target, self.scopes.last_mut()) {
-            scope.insert(var.id.to_owned(), behind);
+            scope.insert(var.id.to_owned(), Slot::set(behind));
         }
     }
 
@@ -186,7 +152,7 @@ impl Walk<'_> {
         match target {
             Expr::Var(var) => {
                 if let Some(scope) = self.scopes.last_mut() {
-                    scope.insert(var.id.to_owned(), None);
+                    scope.insert(var.id.to_owned(), Slot::default());
                 }
             }
             Expr::List(list) => list.items.iter().for_each(|e| self.declare(e)),
@@ -197,7 +163,7 @@ impl Walk<'_> {
 
     fn declare_names(&mut self, names: &[&str]) {
         if let Some(scope) = self.scopes.last_mut() {
-            scope.extend(names.iter().map(|n| ((*n).to_owned(), None)));
+            scope.extend(names.iter().map(|n| ((*n).to_owned(), Slot::default())));
         }
     }
 
@@ -205,6 +171,44 @@ impl Walk<'_> {
         self.scopes.push(HashMap::new());
         body(self);
         self.scopes.pop();
+    }
+
+    /// What runs where the expression is true (or false).
+    fn holding(&mut self, expr: &Expr<'_>, truth: bool, body: impl FnOnce(&mut Self)) {
+        let before = self.defined.len();
+        self.defined.extend(implied_defined(expr, truth));
+        self.guarded(implied(expr, truth), body);
+        self.defined.truncate(before);
+    }
+
+    /// Walks two arms of which one runs: what both set is set behind them, the rest may be.
+    fn either(&mut self, one: impl FnOnce(&mut Self), other: impl FnOnce(&mut Self)) {
+        let before = self.scopes.last().cloned().unwrap_or_default();
+        one(self);
+        let Some(scope) = self.scopes.last_mut() else {
+            return;
+        };
+        let mut first = std::mem::replace(scope, before.clone());
+        other(self);
+        let Some(scope) = self.scopes.last_mut() else {
+            return;
+        };
+        for (name, slot) in scope.iter_mut() {
+            match first.remove(name) {
+                Some(also) => {
+                    slot.maybe |= also.maybe;
+                    if before.get(name).is_some_and(|old| old.behind == slot.behind) {
+                        slot.behind = also.behind;
+                    }
+                }
+                None => slot.maybe = true,
+            }
+        }
+        scope.extend(
+            first
+                .into_iter()
+                .map(|(name, slot)| (name, Slot { maybe: true, ..slot })),
+        );
     }
 
     fn guarded(&mut self, paths: Vec<String>, body: impl FnOnce(&mut Self)) {
@@ -235,31 +239,29 @@ impl Walk<'_> {
                 self.scoped(|w| {
                     w.declare(&f.target);
                     w.declare_names(&["loop"]);
-                    let guards = f
-                        .filter_expr
-                        .as_ref()
-                        .map(|filter| {
+                    match &f.filter_expr {
+                        Some(filter) => {
                             w.expr(filter, Use::Test);
-                            implied(filter, true)
-                        })
-                        .unwrap_or_default();
-                    w.guarded(guards, |w| w.stmts(&f.body));
+                            w.holding(filter, true, |w| w.stmts(&f.body));
+                        }
+                        None => w.stmts(&f.body),
+                    }
                 });
                 self.scoped(|w| w.stmts(&f.else_body));
             }
             Stmt::IfCond(c) => {
                 self.expr(&c.expr, Use::Test);
-                self.guarded(implied(&c.expr, true), |w| w.stmts(&c.true_body));
-                self.guarded(implied(&c.expr, false), |w| w.stmts(&c.false_body));
+                self.either(
+                    |w| w.holding(&c.expr, true, |w| w.stmts(&c.true_body)),
+                    |w| w.holding(&c.expr, false, |w| w.stmts(&c.false_body)),
+                );
             }
             Stmt::WithBlock(b) => {
-                for (_, value) in &b.assignments {
-                    self.expr(value, Use::Test);
-                }
-                let values = b.assignments.iter();
-                let behind: Vec<Local> = values.map(|(_, value)| self.path_behind(value)).collect();
+                // Each value sees the names before it.
                 self.scoped(|w| {
-                    for ((target, _), behind) in b.assignments.iter().zip(behind) {
+                    for (target, value) in &b.assignments {
+                        w.expr(value, Use::Test);
+                        let behind = w.path_behind(value);
                         w.assign(target, behind);
                     }
                     w.stmts(&b.body);
@@ -304,9 +306,15 @@ impl Walk<'_> {
     }
 
     fn macro_body(&mut self, args: &[Expr<'_>], defaults: &[Expr<'_>], body: &[Stmt<'_>]) {
-        defaults.iter().for_each(|d| self.expr(d, Use::Test));
         self.scoped(|w| {
-            args.iter().for_each(|a| w.declare(a));
+            // Arguments are bound from the last to the first, each with its default.
+            let mut defaults = defaults.iter().rev();
+            for arg in args.iter().rev() {
+                if let Some(default) = defaults.next() {
+                    w.expr(default, Use::Test);
+                }
+                w.declare(arg);
+            }
             w.declare_names(&["caller", "varargs", "kwargs"]);
             w.stmts(body);
         });
@@ -325,6 +333,17 @@ impl Walk<'_> {
             return;
         }
         if self.is_local(name) {
+            if self.is_maybe(name) {
+                self.name(name);
+                self.found.reads.push(Read {
+                    name: name.to_owned(),
+                    fields: fields.clone(),
+                    span: start(expr)..range(expr.span()).end,
+                    // It may have been set for this very reason.
+                    needs_value: false,
+                    optional: true,
+                });
+            }
             if let Some((root, mut path)) = self.local(name)
                 && needs_value
                 && !self.is_guarded(&root)
@@ -342,16 +361,31 @@ impl Walk<'_> {
             return;
         }
         let needs_value = needs_value && !self.is_guarded(name);
-        if !self.found.names.iter().any(|n| n == name) {
-            self.found.names.push(name.to_owned());
-        }
+        self.name(name);
+        let optional = used.allows_undefined() || self.is_defined(name, &fields);
         self.found.reads.push(Read {
             name: name.to_owned(),
             fields,
             span: start(expr)..range(expr.span()).end,
             needs_value,
-            optional: used.allows_undefined(),
+            optional,
         });
+    }
+
+    /// Notes a name that is looked up outside.
+    fn name(&mut self, name: &str) {
+        if !self.found.names.iter().any(|n| n == name) {
+            self.found.names.push(name.to_owned());
+        }
+    }
+
+    /// True where the surroundings ask whether the path, or what it begins with, is defined.
+    fn is_defined(&self, name: &str, fields: &[String]) -> bool {
+        let path = joined(name, fields);
+        self.defined.iter().any(|known| {
+            path.strip_prefix(known.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
     }
 
     /// Marks an operand that must not be null.
@@ -393,7 +427,7 @@ impl Walk<'_> {
 
     fn expr(&mut self, expr: &Expr<'_>, used: Use) {
         if let Some((name, root, fields)) = path_of(expr) {
-            let is_path = !self.is_local(name) || self.local(name).is_some();
+            let is_path = !self.is_local(name) || self.is_maybe(name) || self.local(name).is_some();
             if used.allows_undefined() && !fields.is_empty() && is_path {
                 // `fr.text|default("-")` forgives a missing `text`, not a null `fr`.
                 self.found.marks.push(Mark::new(range(root)));
@@ -422,8 +456,8 @@ impl Walk<'_> {
                 BinOpKind::ScAnd | BinOpKind::ScOr => {
                     // The left value of `or` comes out only when it is true.
                     self.expr(&e.left, Use::Test);
-                    let guards = implied(&e.left, matches!(e.op, BinOpKind::ScAnd));
-                    self.guarded(guards, |w| w.expr(&e.right, used));
+                    let truth = matches!(e.op, BinOpKind::ScAnd);
+                    self.holding(&e.left, truth, |w| w.expr(&e.right, used));
                 }
                 BinOpKind::In => {
                     self.expr(&e.left, Use::Test);
@@ -470,16 +504,16 @@ impl Walk<'_> {
             }
             Expr::IfExpr(e) => {
                 self.expr(&e.test_expr, Use::Test);
-                self.guarded(implied(&e.test_expr, true), |w| w.expr(&e.true_expr, used));
+                self.holding(&e.test_expr, true, |w| w.expr(&e.true_expr, used));
                 if let Some(other) = &e.false_expr {
-                    self.guarded(implied(&e.test_expr, false), |w| w.expr(other, used));
+                    self.holding(&e.test_expr, false, |w| w.expr(other, used));
                 }
             }
             Expr::Filter(e) => {
                 if !env::has_filter(e.name) {
                     self.fail(
                         e.span(),
-                        format!("there is no filter `{}`{}", e.name, near_filter(e.name)),
+                        format!("there is no filter `{}`{}", e.name, env::near_filter(e.name)),
                     );
                 }
                 if let Some(inner) = &e.expr {
@@ -552,15 +586,3 @@ impl Walk<'_> {
 }
 
 const OTHERS: &str = "a template cannot read other templates";
-
-fn near_filter(name: &str) -> String {
-    const COMMON: [&str; 24] = [
-        "upper", "lower", "title", "trim", "replace", "join", "split", "length", "first", "last", "default",
-        "tojson", "round", "int", "float", "sort", "unique", "map", "select", "reject", "indent", "list",
-        "sum", "items",
-    ];
-    match suggest(name, COMMON) {
-        Some(help) if help.starts_with("did") => format!("; {help}"),
-        _ => String::new(),
-    }
-}

@@ -139,3 +139,16 @@ pub(super) fn syntax_error(error: &Error) -> ExprError {
         span: error.range(),
     }
 }
+
+/// The filter that a name that is none may have meant, to be put behind the message.
+pub(super) fn near_filter(name: &str) -> String {
+    const COMMON: [&str; 24] = [
+        "upper", "lower", "title", "trim", "replace", "join", "split", "length", "first", "last", "default",
+        "tojson", "round", "int", "float", "sort", "unique", "map", "select", "reject", "indent", "list",
+        "sum", "items",
+    ];
+    match crate::spec::suggest(name, COMMON) {
+        Some(help) if help.starts_with("did") => format!("; {help}"),
+        _ => String::new(),
+    }
+}

@@ -168,3 +168,25 @@ pub(super) fn implied(expr: &Expr<'_>, truth: bool) -> Vec<String> {
         _ => Vec::new(),
     }
 }
+
+/// The paths that are defined when the expression is true (or false).
+pub(super) fn implied_defined(expr: &Expr<'_>, truth: bool) -> Vec<String> {
+    match expr {
+        Expr::UnaryOp(op) if matches!(op.op, UnaryOpKind::Not) => implied_defined(&op.expr, !truth),
+        Expr::BinOp(op) => match (op.op, truth) {
+            (BinOpKind::ScAnd, true) | (BinOpKind::ScOr, false) => {
+                let mut all = implied_defined(&op.left, truth);
+                all.extend(implied_defined(&op.right, truth));
+                all
+            }
+            _ => Vec::new(),
+        },
+        Expr::Test(test) if (test.name == "defined" && truth) || (test.name == "undefined" && !truth) => {
+            let path = path_of(&test.expr);
+            path.map(|(name, _, fields)| joined(name, &fields))
+                .into_iter()
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
