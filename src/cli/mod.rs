@@ -20,7 +20,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::plan::{Closures, Plan, compile as compile_chain};
 use crate::spec::{ChainInput, nearest};
-use args::{ChainArgs, Cli, Command};
+use args::{ChainArgs, Cli, Command, Global};
 use printer::Printer;
 
 /// How the program ends: CHAIN.md §2.
@@ -61,15 +61,42 @@ pub fn main() -> ExitCode {
     };
     start_logs(cli.global.json_logs);
     let printer = Printer::new(&cli.global);
-    let exit = match &cli.command {
-        Command::Run(args) => run::run(args, &cli.global, printer),
-        Command::Inspect(args) => inspect::inspect(args, &cli.global, printer),
+    let (command, global) = (&cli.command, &cli.global);
+    let exit = with_room(|| perform(command, global, printer), printer);
+    ExitCode::from(exit as u8)
+}
+
+/// The stack of the thread that does the work.
+const STACK: usize = 64 << 20;
+
+/// What goes down deep syntax trees has a stack like that of the threads that lead rows.
+fn with_room(work: impl FnOnce() -> Exit + Send, printer: Printer) -> Exit {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chainette".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, work);
+        match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(exit)) => exit,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                printer.error(&format!("error: cannot start a thread: {error}"));
+                Exit::Failed
+            }
+        }
+    })
+}
+
+/// Does what was asked for.
+fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
+    match command {
+        Command::Run(args) => run::run(args, global, printer),
+        Command::Inspect(args) => inspect::inspect(args, global, printer),
         Command::Engines(args) => engines::engines(args, printer),
         Command::Init(args) => init::init(args, printer),
         Command::Schema(args) => schema::schema(args, printer),
         Command::Completions(args) => completions::completions(args, printer),
-    };
-    ExitCode::from(exit as u8)
+    }
 }
 
 /// Names the command that was meant, where clap finds none near enough (`rnu`).

@@ -172,7 +172,7 @@ pub struct Status {
 pub struct NodeProgress {
     /// Its rows.
     pub traffic: Traffic,
-    /// Rows it has to do, as in [`Event::StepTotal`]; none when nobody can know.
+    /// Rows it has to do, as in [`Event::StepTotal`](crate::event::Event::StepTotal); none when nobody can know.
     pub total: Option<Total>,
     /// Rows per second since this process started, without those answered from the ledger.
     pub rate: f64,

@@ -1,7 +1,7 @@
 //! Rows in: files, folders, globs and pipes become chunks of raw rows.
 //!
-//! [`open_input`] makes an [`Input`] of what the user gave; [`Input::open`] starts reading it anywhere.
-//! Rows of every kind become JSON text in [`Chunk::data`]; nothing here looks inside a JSON row.
+//! `open_input` makes an `Input` of what the user gave; `Input::open` starts reading it anywhere.
+//! Rows of every kind become JSON text in `Chunk::data`; nothing here looks inside a JSON row.
 
 mod columnar;
 mod count;

@@ -3,6 +3,9 @@
 use chainette::expr::jq::JqProgram;
 use chainette::expr::{Scope, Vars, Visible};
 use chainette::row::{Record, RowId};
+use serde_json::{Value, json};
+
+use crate::harness::Bench;
 
 fn run(program: &str, item: &str) -> Result<Vec<String>, String> {
     let visible: Visible = [].into();
@@ -188,7 +191,8 @@ fn deep_programs_are_refused() {
     let message = |program: &str| run(program, "{}").expect_err(program);
     assert!(message(&nest(51, "[", "]")).starts_with("the program nests more than 50 brackets"));
     assert!(
-        message(&format!("1{}", "+1".repeat(251))).starts_with("the program chains more than 250 operators")
+        message(&format!("1{}", "+1".repeat(4001)))
+            .starts_with("the program chains more than 4000 operators")
     );
     // At the limits, on a test's stack.
     for program in [
@@ -209,6 +213,33 @@ fn deep_programs_are_refused() {
     ] {
         run(&program, "{}").expect("the program runs");
     }
+    // Large ones have a larger stack, also where they run.
+    let large = [
+        format!("{}.", ".|".repeat(3990)),
+        format!("{{a: (1{})}}", "+1".repeat(3990)),
+        format!("{{a: [1{}]}}", ",1".repeat(3990)),
+        format!("{{a: ({}1)}}", "try ".repeat(3990)),
+        format!(
+            "{{{}}}",
+            (0..3900)
+                .map(|n| format!("f{n}: .n"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+    ];
+    let steps: Vec<Value> = large
+        .iter()
+        .enumerate()
+        .map(|(n, program)| json!({"id": format!("n{n}"), "apply": {"jq": program}}))
+        .collect();
+    let chain = json!({"name": "large", "steps": steps}).to_string();
+    let bench = Bench::new(&chain, "{\"n\":1}\n");
+    assert_eq!(bench.run(&["--dry-run"]).code, 0);
+    let checked = bench.invoke(&["inspect", "chain.yaml", "--input", "in.jsonl"]);
+    assert_eq!(checked.code, 0, "{}", checked.stderr);
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ran.values("n1")[0]["a"], 3991);
     // Fields nest when they are made; what is in them does not add up.
     let fields: Vec<String> = (0..240).map(|n| format!("f{n}: (.a | . + {n})")).collect();
     run(&format!("{{{}}}", fields.join(", ")), r#"{"a":1}"#).expect("an object has many fields");

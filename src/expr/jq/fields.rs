@@ -9,6 +9,10 @@ use super::size;
 
 /// The fields `.name` that a program reads of its item, in order; those behind a pipe are read of something else.
 pub(crate) fn item_fields(source: &str) -> Vec<String> {
+    size::with_room(source, || read(source)).unwrap_or_default()
+}
+
+fn read(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     let tokens = size::lex(source).ok().and_then(Result::ok).unwrap_or_default();
     if let Ok(term) = Parser::new(&tokens).parse(|p| p.term()) {

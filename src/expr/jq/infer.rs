@@ -17,6 +17,10 @@ const MAX_DEPTH: usize = 100;
 
 /// The JSON Schema of a program's outputs, given that of the current item; none where it is not known.
 pub(crate) fn infer(source: &str, item: Option<&Value>) -> Option<Value> {
+    size::with_room(source, || read(source, item)).ok()?
+}
+
+fn read(source: &str, item: Option<&Value>) -> Option<Value> {
     let tokens = size::lex(source).ok()?.ok()?;
     let term = Parser::new(&tokens).parse(|p| p.term()).ok()?;
     // A part of it would take its references along, and they would point to another root.

@@ -59,6 +59,15 @@ impl JqProgram {
     ///
     /// Filters that reach out of the row (`env`, `input`, `debug`, `halt`, `now`, local time) do not exist.
     pub fn compile(source: &str, visible: &Visible) -> Result<Self, ExprError> {
+        size::with_room(source, || Self::read(source, visible)).unwrap_or_else(|error| {
+            Err(ExprError {
+                message: format!("there is no room to read the program in: {error}"),
+                span: None,
+            })
+        })
+    }
+
+    fn read(source: &str, visible: &Visible) -> Result<Self, ExprError> {
         let tokens = size::lex(source)?.map_err(|errors| {
             first(
                 source,

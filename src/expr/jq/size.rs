@@ -1,5 +1,7 @@
 //! How deep a jq program nests: jaq reads, compiles and drops it by recursion, which has no bound of its own.
 
+use std::io;
+
 use jaq_core::load::Lexer;
 use jaq_core::load::lex::{Error, StrPart, Tok, Token};
 
@@ -9,7 +11,29 @@ use crate::expr::ExprError;
 const MAX_NESTING: usize = 50;
 
 /// Operators that depend on one another, `a | b | c`, over all levels of brackets.
-const MAX_OPERATORS: usize = 250;
+const MAX_OPERATORS: usize = 4000;
+
+/// The longest program, in bytes, that is read on the stack that is there: it has at most half as many operators.
+const SHORT: usize = 500;
+
+/// Enough for [`MAX_OPERATORS`] in a build that is not optimised; only what is used of it is ever touched.
+const STACK: usize = 256 << 20;
+
+/// Does what goes down the syntax tree of a program, where the stack is deep enough for it.
+///
+/// # Errors
+/// There is no room for another thread.
+pub(super) fn with_room<T: Send>(source: &str, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    if source.len() <= SHORT {
+        return Ok(work());
+    }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)?;
+        thread.join().map_err(|panic| std::panic::resume_unwind(panic))
+    })
+}
 
 /// The tokens of a program, or its own errors; an error where it is beyond the limits.
 #[expect(clippy::type_complexity, reason = "the lexer's own result within ours")]
