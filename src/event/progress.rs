@@ -73,6 +73,8 @@ pub struct NodeInfo {
     pub icon: String,
     /// The engine of a Step.
     pub engine: Option<String>,
+    /// What answers an Apply's rows in processes of its own: `program` or `function`.
+    pub process: Option<&'static str>,
     /// Branches around it.
     pub depth: usize,
     /// The innermost of them.

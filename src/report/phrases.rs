@@ -86,10 +86,22 @@ pub(super) fn waits_for(status: &Status) -> Option<String> {
         ([], Feed::Reading) if status.traffic.iter().all(|node| node.came == node.done) => {
             Some("input rows".into())
         }
-        ([], _) => Some("Applies (CPU)".into()),
+        ([], _) => Some(process(status).unwrap_or_else(|| "Applies (CPU)".into())),
         ([name], _) => Some(format!("answers of engine {name}")),
         (names, _) => Some(format!("answers of engines {}", names.join(", "))),
     }
+}
+
+/// The processes of the Apply that has the most rows to answer: "the program of `a`".
+fn process(status: &Status) -> Option<String> {
+    let nodes = status.nodes.iter().zip(&status.traffic);
+    let busy = nodes.filter_map(|(node, traffic)| {
+        let rows = traffic.came.saturating_sub(traffic.done);
+        let process = node.process.filter(|_| rows > 0)?;
+        Some((rows, process, &node.id))
+    });
+    let (_, process, id) = busy.max_by_key(|(rows, ..)| *rows)?;
+    Some(format!("the {process} of `{id}`"))
 }
 
 /// `64 of 64 busy · 12 rows wait for a slot`.

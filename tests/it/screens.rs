@@ -387,6 +387,31 @@ fn more_nodes_than_lines() {
     insta::assert_snapshot!("forty_nodes", lines.join("\n"));
 }
 
+/// The lines of a screen that say what a run of one node waits for.
+fn waits(node: NodeInfo, status: Status) -> Vec<String> {
+    let status = Status {
+        nodes: [node].into(),
+        traffic: vec![traffic(30, 10, 10, 0)],
+        ..status
+    };
+    let lines = render(&progress(60.0, status), UTF8, (100, 16), &[]);
+    let mut lines: Vec<String> = lines.into_iter().filter(|line| line.starts_with("waits")).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_screen_says_which_process_has_the_rows() {
+    let of = |process| NodeInfo {
+        process,
+        ..node("a", None)
+    };
+    let quiet = Status::default;
+    assert_eq!(waits(of(Some("program")), quiet()), ["waits for the program of `a`"]);
+    assert_eq!(waits(of(Some("function")), quiet()), ["waits for the function of `a`"]);
+    assert_eq!(waits(of(None), quiet()), ["waits for Applies (CPU)"]);
+}
+
 #[test]
 fn the_rest_of_a_resumed_run_is_reckoned_at_its_own_speed() {
     let at = |seconds: f64, done: u64, reused: u64| {

@@ -12,6 +12,8 @@ use super::wire::{Heard, MAX_ANSWER, Wire};
 
 /// How long answers may take once the process has closed its input.
 const UNASKED: Duration = Duration::from_secs(5);
+/// How long a program may have rows in hand without having ever answered one, before the user is told.
+const SILENT: Duration = Duration::from_secs(10);
 /// Answers to rows that are answered already, before a worker is given up.
 const MAX_REPEATED: u32 = 10_000;
 
@@ -211,6 +213,15 @@ impl Life {
         // Nobody waits for it when the run was abandoned.
         let _unwanted = job.reply.send(answer);
         Ok(())
+    }
+
+    /// Tells the user of a program that takes rows and has never answered one: most keep their answers in a
+    /// buffer. A function's answers cannot get stuck like that; it may well be slow.
+    pub(super) fn tell_if_silent(&self, pool: &Pool) {
+        let rows = self.hand.len();
+        if self.wire == Wire::Command && self.answered == 0 && rows > 0 && self.alive.elapsed() >= SILENT {
+            pool.warn_of_silence(rows as u64, SILENT);
+        }
     }
 
     /// Looks at the clocks.

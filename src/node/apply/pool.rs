@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::{Notify, oneshot};
@@ -12,7 +13,7 @@ use super::WorkerError;
 use super::wire::{self, Answer, Wire};
 use super::worker::Worker;
 use crate::engine::Stop;
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, counted};
 use crate::expr::{Scope, Visible};
 use crate::plan::{ApplyPlan, NodeKind, Plan, ProcessPlan};
 use crate::row::Record;
@@ -52,6 +53,8 @@ pub(crate) struct Pool {
     /// A worker has answered, or lived for a while without being asked.
     pub(super) proven: AtomicBool,
     warnings: AtomicU32,
+    /// The user knows that a program has not answered for long.
+    told_of_silence: AtomicBool,
     events: EventSender,
 }
 
@@ -154,6 +157,17 @@ impl Pool {
         self.queue().clear();
     }
 
+    /// Tells the user, once, that a program has been given so many rows and has been silent for `time`.
+    pub(super) fn warn_of_silence(&self, rows: u64, time: Duration) {
+        if !self.told_of_silence.swap(true, Ordering::Relaxed) {
+            self.warn(&format!(
+                "the program has been given {} and has answered none for {} s; does it flush after each line?",
+                counted(rows, "row"),
+                time.as_secs()
+            ));
+        }
+    }
+
     /// Tells the user about a worker, the first few times.
     pub(super) fn warn(&self, what: &str) {
         tracing::warn!(target: "worker", node = self.node, "{what}");
@@ -201,6 +215,7 @@ impl Workers {
                     barren: AtomicU32::new(0),
                     proven: AtomicBool::new(false),
                     warnings: AtomicU32::new(0),
+                    told_of_silence: AtomicBool::new(false),
                     events: events.clone(),
                 })),
                 _ => None,

@@ -188,6 +188,7 @@ impl Worker {
                 } => {}
                 () = pool.ready.notified(), if self.has_room(life) => {}
                 _ = tick.tick() => {
+                    life.tell_if_silent(&pool);
                     if let Some(end) = life.late(limit) {
                         return Some(end);
                     }
