@@ -132,6 +132,15 @@ pub struct EngineStatus {
     pub retry_in: Option<f64>,
 }
 
+/// Rows that sleep for a while after a fault of the transport, before they are asked again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retrying {
+    /// How many.
+    pub rows: usize,
+    /// What happened to the last of them.
+    pub reason: String,
+}
+
 /// What holds the reader of the input up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Feed {
@@ -161,6 +170,8 @@ pub struct Status {
     pub errors: u64,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// Rows that sleep before they are asked again.
+    pub retrying: Retrying,
     /// What holds the reader up.
     pub feed: Feed,
     /// Finished rows wait for the disk.

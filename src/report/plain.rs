@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::phrases::{News, node_name, request, run_line, straggler, waits_for};
+use super::phrases::{News, node_name, request, run_line, straggler, waits};
 use super::say;
 use super::style::Style;
 use super::text::{percent, seconds, speed, thousands};
@@ -89,8 +89,8 @@ impl Report for Plain {
 fn lines(progress: &Progress, style: Style) -> Vec<String> {
     let at = format!("[{}]", seconds(progress.seconds));
     let mut line = format!("{at} {}", run_line(progress, style));
-    if let Some(cause) = waits_for(&progress.status) {
-        line += &format!("{}waits for {cause}", style.dot());
+    if let Some((waits, cause)) = waits(&progress.status) {
+        line += &format!("{}{waits} {cause}", style.dot());
     }
     if let Some(text) = straggler(progress) {
         line += &format!("{}straggler: {text}", style.dot());

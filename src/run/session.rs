@@ -162,6 +162,7 @@ impl Session<'_> {
                 entries: live.entries(),
                 errors: waiting.errors.load(Ordering::Relaxed),
                 engines: broker.load().into_iter().map(engine_status).collect(),
+                retrying: broker.retrying(),
                 feed: feed.get(),
                 disk_is_behind: backlog.upgrade().is_some_and(|sender| sender.capacity() == 0),
                 recent: broker.recent(),

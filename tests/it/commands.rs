@@ -98,7 +98,10 @@ fn a_command_that_does_not_flush_is_told_of() {
         "{}",
         ran.stderr
     );
-    assert_eq!(messages(&ran), ["0: the worker gave no answer within 15 s on this row"]);
+    assert_eq!(
+        messages(&ran),
+        ["0: the worker gave no answer within 15 s on this row"]
+    );
 }
 
 #[test]

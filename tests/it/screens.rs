@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use chainette::event::{
-    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Recent, Report, Status, Traffic, Usage,
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Recent, Report, Retrying, Status, Traffic, Usage,
 };
 use chainette::report::{Plain, Style, render};
 use chainette::run::Tracker;
@@ -395,7 +395,10 @@ fn waits(node: NodeInfo, status: Status) -> Vec<String> {
         ..status
     };
     let lines = render(&progress(60.0, status), UTF8, (100, 16), &[]);
-    let mut lines: Vec<String> = lines.into_iter().filter(|line| line.starts_with("waits")).collect();
+    let mut lines: Vec<String> = lines
+        .into_iter()
+        .filter(|line| line.starts_with("waits"))
+        .collect();
     lines.sort();
     lines
 }
@@ -407,9 +410,53 @@ fn a_screen_says_which_process_has_the_rows() {
         ..node("a", None)
     };
     let quiet = Status::default;
-    assert_eq!(waits(of(Some("program")), quiet()), ["waits for the program of `a`"]);
-    assert_eq!(waits(of(Some("function")), quiet()), ["waits for the function of `a`"]);
+    assert_eq!(
+        waits(of(Some("program")), quiet()),
+        ["waits for the program of `a`"]
+    );
+    assert_eq!(
+        waits(of(Some("function")), quiet()),
+        ["waits for the function of `a`"]
+    );
     assert_eq!(waits(of(None), quiet()), ["waits for Applies (CPU)"]);
+}
+
+#[test]
+fn a_screen_says_that_rows_will_be_asked_again() {
+    let retrying = Status {
+        retrying: Retrying {
+            rows: 3,
+            reason: "HTTP 500: out\nof order".into(),
+        },
+        ..Status::default()
+    };
+    let expected = "waits to ask 3 rows again: HTTP 500: out of order";
+    assert_eq!(waits(node("a", None), retrying.clone()), [expected]);
+    // What is under way comes first.
+    let mut busy = retrying;
+    busy.engines.push(EngineStatus {
+        name: "small".into(),
+        in_flight: 1,
+        limit: 2,
+        ..EngineStatus::default()
+    });
+    assert_eq!(
+        waits(node("a", None), busy),
+        ["waits for answers of engine small"]
+    );
+}
+
+/// Rows that sleep after a fault are what the run waits for: each of them is refused until the run is seen.
+#[test]
+fn a_run_says_that_it_will_ask_again() {
+    let server = TestServer::start(|_| Answer::status(500, "out of order"));
+    let patient = chain(&server).replace("{label: a | b}}", "{label: a | b}, retries: {transport: 20}}");
+    let bench = Bench::new(&patient, rows(2));
+    let terminal = Terminal::start(&bench, &[], &[], (120, 40));
+    let screen = terminal.until("that rows are asked again", |screen| {
+        screen.contains("waits to ask ")
+    });
+    assert!(screen.contains(" again: HTTP 500"), "{screen}");
 }
 
 #[test]
