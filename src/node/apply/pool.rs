@@ -31,8 +31,8 @@ pub(super) struct Job {
     pub(super) question: Vec<u8>,
     /// It was in hand when a worker died, and is asked alone.
     pub(super) suspect: bool,
-    /// Where the answer goes.
-    pub(super) reply: oneshot::Sender<Answer>,
+    /// Where the answer goes, and how long the process took for it.
+    pub(super) reply: oneshot::Sender<(Answer, Duration)>,
 }
 
 /// The workers of one Apply.
@@ -59,7 +59,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Has a row answered by a worker.
+    /// Has a row answered by a worker; returns also how long that took, without the time in the queue.
     ///
     /// # Errors
     /// [`Stop`] when the run is over or no worker can be kept alive; inside, the row's own message.
@@ -67,7 +67,7 @@ impl Pool {
         &self,
         scope: &Scope<'_>,
         visible: &Visible,
-    ) -> Result<Result<Vec<Record>, String>, Stop> {
+    ) -> Result<(Result<Vec<Record>, String>, Duration), Stop> {
         let wire = self.wire.get().copied().unwrap_or(Wire::Command);
         let (reply, answer) = oneshot::channel();
         let job = Job {
@@ -86,7 +86,7 @@ impl Pool {
         }
         self.ready.notify_one();
         match answer.await {
-            Ok(answer) => Ok(answer.and_then(|outputs| wire::records(&outputs))),
+            Ok((answer, took)) => Ok((answer.and_then(|outputs| wire::records(&outputs)), took)),
             Err(_) => Err(self.stopped()),
         }
     }
