@@ -220,7 +220,7 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
         ms,
         usage,
         problem,
-        missed,
+        ..
     } = exchange;
     let mut parts = vec![format!("{node} row {row_id}"), format!("engine {engine}")];
     if *attempt > 1 {
@@ -236,11 +236,12 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
         ));
     }
     parts.extend(problem.clone());
-    let mut text = parts.join(style.dot());
-    if *missed > 0 {
-        text = format!("({} not shown) {text}", counted(*missed, "request"));
-    }
-    on_one_line(&text)
+    on_one_line(&parts.join(style.dot()))
+}
+
+/// `(27 requests not shown)`; none if all were.
+pub(super) fn not_shown(requests: u64) -> Option<String> {
+    (requests > 0).then(|| format!("({} not shown)", counted(requests, "request")))
 }
 
 /// What someone else said, so that it can neither break a line nor move a cursor.

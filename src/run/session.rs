@@ -18,7 +18,7 @@ use super::outdir::OutDir;
 use super::parking::Parking;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
-use crate::event::{EngineStatus, EventSender, Status};
+use crate::event::{EngineStatus, Event, EventSender, Status};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker, Workers};
@@ -182,7 +182,7 @@ impl Session<'_> {
             feed,
         };
         let executed = runtime.block_on(async {
-            tokio::spawn(wind_down(halt.clone(), broker));
+            tokio::spawn(wind_down(halt.clone(), broker.clone()));
             let executed = executor.run(source).await;
             if executed.is_err() {
                 halt.stop.cancel();
@@ -192,6 +192,10 @@ impl Session<'_> {
         let committed = tokio_join(committing);
         if let Ok(mut line) = status.lock() {
             *line = None;
+        }
+        // What came since the run was last looked at.
+        for exchange in broker.recent() {
+            events.send(Event::Request(exchange));
         }
         runtime.shutdown_background();
         drop(workers);

@@ -264,6 +264,23 @@ fn verbose_shows_requests() {
     );
 }
 
+/// However short the run: what nobody came by for while it went on is told at its end.
+#[test]
+fn a_short_run_tells_of_its_requests() {
+    let server = TestServer::start(answer_from_schema);
+    let bench = Bench::new(&chain(&server), rows(1));
+    let ran = bench.run(&["--verbose"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for request in ["sentiment row 0 ", "translate_fr row 0 "] {
+        let told = ran
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with(request))
+            .count();
+        assert_eq!(told, 1, "{}", ran.stderr);
+    }
+}
+
 #[test]
 fn a_request_is_told_without_its_contents() {
     let recent = Recent::default();
@@ -590,7 +607,7 @@ fn plain_lines_come_every_ten_seconds() {
                         completion_tokens: 35,
                     },
                     problem: Some("expected\na string\x1b[2J".into()),
-                    missed: 0,
+                    missed: if n == 0 { 27 } else { 0 },
                 };
                 plain.event(SystemTime::UNIX_EPOCH, &Event::Request(exchange), &now);
             }
