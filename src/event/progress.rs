@@ -170,6 +170,8 @@ pub struct Status {
     pub errors: u64,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// Rows that each node's processes have to answer, by node; none where no processes are.
+    pub unanswered: Vec<u64>,
     /// Rows that sleep before they are asked again.
     pub retrying: Retrying,
     /// What holds the reader up.

@@ -104,11 +104,10 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
 
 /// The processes of the Apply that has the most rows to answer: "the program of `a`".
 fn process(status: &Status) -> Option<String> {
-    let nodes = status.nodes.iter().zip(&status.traffic);
-    let busy = nodes.filter_map(|(node, traffic)| {
-        let rows = traffic.came.saturating_sub(traffic.done);
-        let process = node.process.filter(|_| rows > 0)?;
-        Some((rows, process, &node.id))
+    let nodes = status.nodes.iter().zip(&status.unanswered);
+    let busy = nodes.filter_map(|(node, rows)| {
+        let process = node.process.filter(|_| *rows > 0)?;
+        Some((*rows, process, &node.id))
     });
     let (_, process, id) = busy.max_by_key(|(rows, ..)| *rows)?;
     Some(format!("the {process} of `{id}`"))

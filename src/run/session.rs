@@ -152,6 +152,7 @@ impl Session<'_> {
         if let Ok(mut line) = status.lock() {
             let (broker, waiting, feed) = (broker.clone(), waiting.clone(), feed.clone());
             let nodes = watch::node_infos(&plan);
+            let unanswered = workers.unanswered();
             // The committer ends when all senders are gone: this is none.
             let backlog = sender.downgrade();
             *line = Some(Box::new(move || Status {
@@ -162,6 +163,7 @@ impl Session<'_> {
                 entries: live.entries(),
                 errors: waiting.errors.load(Ordering::Relaxed),
                 engines: broker.load().into_iter().map(engine_status).collect(),
+                unanswered: unanswered(),
                 retrying: broker.retrying(),
                 feed: feed.get(),
                 disk_is_behind: backlog.upgrade().is_some_and(|sender| sender.capacity() == 0),

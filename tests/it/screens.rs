@@ -426,7 +426,10 @@ fn a_screen_says_which_process_has_the_rows() {
         process,
         ..node("a", None)
     };
-    let quiet = Status::default;
+    let quiet = || Status {
+        unanswered: vec![20],
+        ..Status::default()
+    };
     assert_eq!(
         waits(of(Some("program")), quiet()),
         ["waits for the program of `a`"]
@@ -473,7 +476,10 @@ fn a_run_says_that_it_will_ask_again() {
     let screen = terminal.until("that rows are asked again", |screen| {
         screen.contains("waits to ask ")
     });
-    assert!(screen.contains(" again: HTTP 500"), "{screen}");
+    assert!(
+        screen.contains(" again: the engine answered HTTP 500"),
+        "{screen}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The workers of one Apply, seen from its rows: a queue, and the answers.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub(crate) struct Pool {
     /// A worker has answered, or lived for a while without being asked.
     pub(super) proven: AtomicBool,
     warnings: AtomicU32,
+    /// Rows that were asked and are not answered, for those who watch.
+    unanswered: AtomicU64,
     /// The user knows that a program has not answered for long.
     told_of_silence: AtomicBool,
     events: EventSender,
@@ -85,6 +87,7 @@ impl Pool {
             queue.push_back(job);
         }
         self.ready.notify_one();
+        let _counted = Unanswered::new(&self.unanswered);
         match answer.await {
             Ok((answer, took)) => Ok((answer.and_then(|outputs| wire::records(&outputs)), took)),
             Err(_) => Err(self.stopped()),
@@ -178,6 +181,22 @@ impl Pool {
     }
 }
 
+/// A row that is asked; counted until it is dropped.
+struct Unanswered<'a>(&'a AtomicU64);
+
+impl<'a> Unanswered<'a> {
+    fn new(rows: &'a AtomicU64) -> Self {
+        rows.fetch_add(1, Ordering::Relaxed);
+        Self(rows)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Pool({})", self.node)
@@ -215,6 +234,7 @@ impl Workers {
                     barren: AtomicU32::new(0),
                     proven: AtomicBool::new(false),
                     warnings: AtomicU32::new(0),
+                    unanswered: AtomicU64::new(0),
                     told_of_silence: AtomicBool::new(false),
                     events: events.clone(),
                 })),
@@ -249,6 +269,16 @@ impl Workers {
         };
         started.recv().unwrap_or(Err(gone))?;
         Ok(workers)
+    }
+
+    /// How many rows each node's processes have to answer, at any time it is asked.
+    pub(crate) fn unanswered(&self) -> impl Fn() -> Vec<u64> + Send + use<> {
+        let pools = self.pools();
+        let rows = |pool: &Option<Arc<Pool>>| {
+            let pool = pool.as_ref();
+            pool.map_or(0, |pool| pool.unanswered.load(Ordering::Relaxed))
+        };
+        move || pools.iter().map(rows).collect()
     }
 
     /// The pools, by node.
