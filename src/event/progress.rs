@@ -73,6 +73,8 @@ pub struct NodeInfo {
     pub icon: String,
     /// The engine of a Step.
     pub engine: Option<String>,
+    /// What answers an Apply's rows in processes of its own: `program` or `function`.
+    pub process: Option<&'static str>,
     /// Branches around it.
     pub depth: usize,
     /// The innermost of them.
@@ -130,6 +132,15 @@ pub struct EngineStatus {
     pub retry_in: Option<f64>,
 }
 
+/// Rows that sleep for a while after a fault of the transport, before they are asked again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retrying {
+    /// How many.
+    pub rows: usize,
+    /// What happened to the last of them.
+    pub reason: String,
+}
+
 /// What holds the reader of the input up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Feed {
@@ -159,6 +170,10 @@ pub struct Status {
     pub errors: u64,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// Rows that each node's processes have to answer, by node; none where no processes are.
+    pub unanswered: Vec<u64>,
+    /// Rows that sleep before they are asked again.
+    pub retrying: Retrying,
     /// What holds the reader up.
     pub feed: Feed,
     /// Finished rows wait for the disk.

@@ -155,7 +155,7 @@ impl Step {
                         return Ok(talk.failed(kind, message));
                     }
                     if took.is_some() {
-                        self.broker.pause(talk.tries.pause()).await?;
+                        self.broker.pause(talk.tries.pause(), &message).await?;
                     }
                 }
                 Answer::Reply(reply) => {

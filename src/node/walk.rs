@@ -287,9 +287,8 @@ impl Walker {
                 let (done, took) = match apply {
                     ApplyPlan::Process(_) => match self.pools.get(ix.0) {
                         Some(Some(pool)) => {
-                            let started = Instant::now();
-                            let emitted = pool.ask(&self.scope(state), &node.visible).await?;
-                            (apply::checked(node, emitted), Some(started.elapsed()))
+                            let (emitted, took) = pool.ask(&self.scope(state), &node.visible).await?;
+                            (apply::checked(node, emitted), Some(took))
                         }
                         _ => timed_apply(node, apply, &self.scope(state), timed),
                     },

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use console::{Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::phrases::{News, request};
+use super::phrases::{News, not_shown, request};
 use super::screen::render;
 use super::style::{Style, Tint};
 use super::terminal::Terminal;
@@ -72,7 +72,12 @@ impl Report for Bars {
                 self.bar.finish_and_clear();
                 return;
             }
-            Event::Request(exchange) => return self.note(request(exchange, self.style)),
+            Event::Request(exchange) => {
+                if let Some(line) = not_shown(exchange.missed) {
+                    self.note(line);
+                }
+                return self.note(request(exchange, self.style));
+            }
             _ if self.over => return,
             _ => {}
         }

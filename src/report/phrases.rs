@@ -58,22 +58,24 @@ fn share_done(progress: &Progress) -> String {
     }
 }
 
-/// What the run waits for, the first cause first; none when nothing is known.
-pub(super) fn waits_for(status: &Status) -> Option<String> {
+/// What the run waits for, the first cause first: "waits for" and the cause, or "waits to" and what comes
+/// next; none when nothing is known.
+pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
+    let wait_for = |cause: String| Some(("waits for", cause));
     if let Some(engine) = status.engines.iter().find(|engine| engine.trouble.is_some()) {
         let next = match engine.retry_in.map(f64::ceil) {
             Some(wait) if wait > 0.0 => format!("next try in {}", seconds(wait)),
             _ => "being tried now".into(),
         };
         let trouble = on_one_line(engine.trouble.as_deref().unwrap_or_default());
-        return Some(format!("engine {}, {next}: {trouble}", engine.name));
+        return wait_for(format!("engine {}, {next}: {trouble}", engine.name));
     }
     if status.disk_is_behind {
-        return Some("the disk: finished rows cannot be written fast enough".into());
+        return wait_for("the disk: finished rows cannot be written fast enough".into());
     }
     let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
     if let Some(engine) = status.engines.iter().find(full) {
-        return Some(format!("a free slot of engine {}", engine.name));
+        return wait_for(format!("a free slot of engine {}", engine.name));
     }
     let busy = |engine: &&EngineStatus| engine.in_flight > 0;
     let names: Vec<&str> = status
@@ -84,12 +86,31 @@ pub(super) fn waits_for(status: &Status) -> Option<String> {
         .collect();
     match (names.as_slice(), status.feed) {
         ([], Feed::Reading) if status.traffic.iter().all(|node| node.came == node.done) => {
-            Some("input rows".into())
+            wait_for("input rows".into())
         }
-        ([], _) => Some("Applies (CPU)".into()),
-        ([name], _) => Some(format!("answers of engine {name}")),
-        (names, _) => Some(format!("answers of engines {}", names.join(", "))),
+        ([], _) => match process(status) {
+            Some(process) => wait_for(process),
+            None if status.retrying.rows > 0 => {
+                let rows = counted(status.retrying.rows as u64, "row");
+                let reason = on_one_line(&status.retrying.reason);
+                Some(("waits to", format!("ask {rows} again: {reason}")))
+            }
+            None => wait_for("Applies (CPU)".into()),
+        },
+        ([name], _) => wait_for(format!("answers of engine {name}")),
+        (names, _) => wait_for(format!("answers of engines {}", names.join(", "))),
     }
+}
+
+/// The processes of the Apply that has the most rows to answer: "the program of `a`".
+fn process(status: &Status) -> Option<String> {
+    let nodes = status.nodes.iter().zip(&status.unanswered);
+    let busy = nodes.filter_map(|(node, rows)| {
+        let process = node.process.filter(|_| *rows > 0)?;
+        Some((*rows, process, &node.id))
+    });
+    let (_, process, id) = busy.max_by_key(|(rows, ..)| *rows)?;
+    Some(format!("the {process} of `{id}`"))
 }
 
 /// `64 of 64 busy · 12 rows wait for a slot`.
@@ -198,7 +219,7 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
         ms,
         usage,
         problem,
-        missed,
+        ..
     } = exchange;
     let mut parts = vec![format!("{node} row {row_id}"), format!("engine {engine}")];
     if *attempt > 1 {
@@ -214,11 +235,12 @@ pub(super) fn request(exchange: &Exchange, style: Style) -> String {
         ));
     }
     parts.extend(problem.clone());
-    let mut text = parts.join(style.dot());
-    if *missed > 0 {
-        text = format!("({} not shown) {text}", counted(*missed, "request"));
-    }
-    on_one_line(&text)
+    on_one_line(&parts.join(style.dot()))
+}
+
+/// `(27 requests not shown)`; none if all were.
+pub(super) fn not_shown(requests: u64) -> Option<String> {
+    (requests > 0).then(|| format!("({} not shown)", counted(requests, "request")))
 }
 
 /// What someone else said, so that it can neither break a line nor move a cursor.

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::phrases::{News, node_name, request, run_line, straggler, waits_for};
+use super::phrases::{News, node_name, not_shown, request, run_line, straggler, waits};
 use super::say;
 use super::style::Style;
 use super::text::{percent, seconds, speed, thousands};
-use crate::event::{Event, Progress, Report, counted};
+use crate::event::{Event, Progress, Report};
 
 /// Seconds between progress lines.
 const EVERY: f64 = 10.0;
@@ -49,16 +49,31 @@ impl Plain {
     }
 }
 
+impl Plain {
+    /// Says how many requests were passed over since that was last said.
+    fn tell_passed(&mut self) {
+        if let Some(line) = not_shown(std::mem::take(&mut self.passed)) {
+            (self.out)(&line);
+        }
+    }
+}
+
 impl Report for Plain {
     fn event(&mut self, _: SystemTime, event: &Event, progress: &Progress) {
         if let Event::Request(exchange) = event {
             if self.told < REQUESTS {
                 self.told += 1;
+                if let Some(line) = not_shown(exchange.missed) {
+                    (self.out)(&line);
+                }
                 (self.out)(&request(exchange, self.style));
             } else {
-                self.passed += 1;
+                self.passed += 1 + exchange.missed;
             }
             return;
+        }
+        if let Event::RunFinished(_) = event {
+            self.tell_passed();
         }
         if let Some(line) = self.news.line(event, progress) {
             (self.out)(&line);
@@ -66,10 +81,8 @@ impl Report for Plain {
     }
 
     fn tick(&mut self, progress: &Progress) {
-        if self.passed > 0 {
-            (self.out)(&format!("({} not shown)", counted(self.passed, "request")));
-        }
-        (self.told, self.passed) = (0, 0);
+        self.tell_passed();
+        self.told = 0;
         if progress.seconds < self.due {
             return;
         }
@@ -89,8 +102,8 @@ impl Report for Plain {
 fn lines(progress: &Progress, style: Style) -> Vec<String> {
     let at = format!("[{}]", seconds(progress.seconds));
     let mut line = format!("{at} {}", run_line(progress, style));
-    if let Some(cause) = waits_for(&progress.status) {
-        line += &format!("{}waits for {cause}", style.dot());
+    if let Some((waits, cause)) = waits(&progress.status) {
+        line += &format!("{}{waits} {cause}", style.dot());
     }
     if let Some(text) = straggler(progress) {
         line += &format!("{}straggler: {text}", style.dot());

@@ -2,7 +2,7 @@
 
 use console::measure_text_width;
 
-use super::phrases::{engine_load, node_name, short_run_line as run_line, straggler, waits_for};
+use super::phrases::{engine_load, node_name, short_run_line as run_line, straggler, waits};
 use super::style::{Style, Tint};
 use super::text::{percent, seconds, short, speed, thousands};
 use crate::event::{NodeInfo, NodeProgress, Progress, counted};
@@ -38,8 +38,8 @@ pub fn render(
             counted(more as u64, "more engine")
         ));
     }
-    if let Some(cause) = waits_for(&progress.status) {
-        let line = style.cut(&named("waits for", &cause), width);
+    if let Some((waits, cause)) = waits(&progress.status) {
+        let line = style.cut(&format!("{waits} {cause}"), width);
         let in_trouble = progress
             .status
             .engines

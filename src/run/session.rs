@@ -18,7 +18,7 @@ use super::outdir::OutDir;
 use super::parking::Parking;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
-use crate::event::{EngineStatus, EventSender, Status};
+use crate::event::{EngineStatus, Event, EventSender, Status};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker, Workers};
@@ -152,6 +152,7 @@ impl Session<'_> {
         if let Ok(mut line) = status.lock() {
             let (broker, waiting, feed) = (broker.clone(), waiting.clone(), feed.clone());
             let nodes = watch::node_infos(&plan);
+            let unanswered = workers.unanswered();
             // The committer ends when all senders are gone: this is none.
             let backlog = sender.downgrade();
             *line = Some(Box::new(move || Status {
@@ -162,6 +163,8 @@ impl Session<'_> {
                 entries: live.entries(),
                 errors: waiting.errors.load(Ordering::Relaxed),
                 engines: broker.load().into_iter().map(engine_status).collect(),
+                unanswered: unanswered(),
+                retrying: broker.retrying(),
                 feed: feed.get(),
                 disk_is_behind: backlog.upgrade().is_some_and(|sender| sender.capacity() == 0),
                 recent: broker.recent(),
@@ -181,7 +184,7 @@ impl Session<'_> {
             feed,
         };
         let executed = runtime.block_on(async {
-            tokio::spawn(wind_down(halt.clone(), broker));
+            tokio::spawn(wind_down(halt.clone(), broker.clone()));
             let executed = executor.run(source).await;
             if executed.is_err() {
                 halt.stop.cancel();
@@ -191,6 +194,10 @@ impl Session<'_> {
         let committed = tokio_join(committing);
         if let Ok(mut line) = status.lock() {
             *line = None;
+        }
+        // What came since the run was last looked at.
+        for exchange in broker.recent() {
+            events.send(Event::Request(exchange));
         }
         runtime.shutdown_background();
         drop(workers);

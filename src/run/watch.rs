@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::event::{Entries, NodeInfo, NodeProgress, Progress, Status, Total, Traffic};
-use crate::plan::{Branch, Item, Line, Node, NodeKind, Plan};
+use crate::plan::{ApplyPlan, Branch, Item, Line, Node, NodeKind, Plan, Program};
 
 use super::counts::Counts;
 use crate::node::live::Live;
@@ -46,10 +46,18 @@ fn named(plan: &Plan, node: &Node) -> NodeInfo {
         NodeKind::Step(step) => ("🤖", plan.engines.get(step.engine.0)),
         NodeKind::Apply(_) => ("🔧", None),
     };
+    let process = match &node.kind {
+        NodeKind::Apply(ApplyPlan::Process(process)) => Some(match process.program {
+            Program::Python { .. } => "function",
+            Program::Command { .. } => "program",
+        }),
+        _ => None,
+    };
     NodeInfo {
         id: node.id.clone(),
         icon: node.emoji.clone().unwrap_or_else(|| icon.to_owned()),
         engine: engine.map(|engine| engine.name.clone()),
+        process,
         ..NodeInfo::default()
     }
 }

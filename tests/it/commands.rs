@@ -85,6 +85,25 @@ fn a_command_that_ends_now_and_then_is_started_again() {
     assert_eq!(ran.fates("a"), "200/200/0/0/0/0");
 }
 
+/// Its answer stays in a buffer until its input ends. The one test that waits for a constant of the program.
+#[test]
+fn a_command_that_does_not_flush_is_told_of() {
+    let keeps = "import sys\nfor line in sys.stdin: sys.stdout.write('{}')\n";
+    let ran = command(keeps, rows(1), ", timeout: 15s").run(&[]);
+    let warning = "`a`: the program has been given 1 row and has answered none for 10 s; does it flush after each line?";
+    assert_eq!(ran.stderr.matches(warning).count(), 1, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains(" · waits for the program of `a`")
+            || ran.stderr.contains(" | waits for the program of `a`"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(
+        messages(&ran),
+        ["0: the worker gave no answer within 15 s on this row"]
+    );
+}
+
 #[test]
 fn a_command_that_answers_nothing_stops_the_run() {
     let greets = "import sys, time\nprint('Ready!', flush=True)\nfor line in sys.stdin: time.sleep(1000)\n";

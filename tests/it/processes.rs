@@ -366,6 +366,23 @@ fn a_row_that_takes_too_long_is_given_up() {
     assert_eq!(ran.fates("a"), "40/39/0/0/0/1");
 }
 
+/// Rows that wait in the queue, or behind others in a worker's hand, take no time of their own: the times of all
+/// rows add up to what the workers had, and no more.
+#[test]
+fn a_rows_time_is_its_own() {
+    let code = "import time\ndef f(item):\n    time.sleep(0.01)\n    return item\n";
+    let ran = python(code, rows(400), ", workers: 2").run(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let timings = &ran.metadata()["timings"];
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let node = &timings["nodes"]["a"];
+    let (measured, mean) = (number(&node["measured"]), number(&node["mean"]));
+    assert_eq!(measured, 400.0, "{timings}");
+    let spent = measured * mean;
+    assert!(spent > 400.0 * 0.01 * 0.9, "{timings}");
+    assert!(spent <= 2.0 * number(&timings["seconds"]), "{timings}");
+}
+
 #[test]
 fn workers_that_cannot_live_stop_the_run() {
     // It loads once; after its first death never again.

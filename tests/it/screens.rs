@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use chainette::event::{
-    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Recent, Report, Status, Traffic, Usage,
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Recent, Report, Retrying, Status, Traffic, Usage,
 };
 use chainette::report::{Plain, Style, render};
 use chainette::run::Tracker;
@@ -264,6 +264,23 @@ fn verbose_shows_requests() {
     );
 }
 
+/// However short the run: what nobody came by for while it went on is told at its end.
+#[test]
+fn a_short_run_tells_of_its_requests() {
+    let server = TestServer::start(answer_from_schema);
+    let bench = Bench::new(&chain(&server), rows(1));
+    let ran = bench.run(&["--verbose"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for request in ["sentiment row 0 ", "translate_fr row 0 "] {
+        let told = ran
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with(request))
+            .count();
+        assert_eq!(told, 1, "{}", ran.stderr);
+    }
+}
+
 #[test]
 fn a_request_is_told_without_its_contents() {
     let recent = Recent::default();
@@ -385,6 +402,84 @@ fn more_nodes_than_lines() {
     let lines = render(&progress(600.0, status), ASCII, (80, 16), &[]);
     assert!(lines.len() < 16, "{}", lines.len());
     insta::assert_snapshot!("forty_nodes", lines.join("\n"));
+}
+
+/// The lines of a screen that say what a run of one node waits for.
+fn waits(node: NodeInfo, status: Status) -> Vec<String> {
+    let status = Status {
+        nodes: [node].into(),
+        traffic: vec![traffic(30, 10, 10, 0)],
+        ..status
+    };
+    let lines = render(&progress(60.0, status), UTF8, (100, 16), &[]);
+    let mut lines: Vec<String> = lines
+        .into_iter()
+        .filter(|line| line.starts_with("waits"))
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_screen_says_which_process_has_the_rows() {
+    let of = |process| NodeInfo {
+        process,
+        ..node("a", None)
+    };
+    let quiet = || Status {
+        unanswered: vec![20],
+        ..Status::default()
+    };
+    assert_eq!(
+        waits(of(Some("program")), quiet()),
+        ["waits for the program of `a`"]
+    );
+    assert_eq!(
+        waits(of(Some("function")), quiet()),
+        ["waits for the function of `a`"]
+    );
+    assert_eq!(waits(of(None), quiet()), ["waits for Applies (CPU)"]);
+}
+
+#[test]
+fn a_screen_says_that_rows_will_be_asked_again() {
+    let retrying = Status {
+        retrying: Retrying {
+            rows: 3,
+            reason: "HTTP 500: out\nof order".into(),
+        },
+        ..Status::default()
+    };
+    let expected = "waits to ask 3 rows again: HTTP 500: out of order";
+    assert_eq!(waits(node("a", None), retrying.clone()), [expected]);
+    // What is under way comes first.
+    let mut busy = retrying;
+    busy.engines.push(EngineStatus {
+        name: "small".into(),
+        in_flight: 1,
+        limit: 2,
+        ..EngineStatus::default()
+    });
+    assert_eq!(
+        waits(node("a", None), busy),
+        ["waits for answers of engine small"]
+    );
+}
+
+/// Rows that sleep after a fault are what the run waits for: each of them is refused until the run is seen.
+#[test]
+fn a_run_says_that_it_will_ask_again() {
+    let server = TestServer::start(|_| Answer::status(500, "out of order"));
+    let patient = chain(&server).replace("{label: a | b}}", "{label: a | b}, retries: {transport: 20}}");
+    let bench = Bench::new(&patient, rows(2));
+    let terminal = Terminal::start(&bench, &[], &[], (120, 40));
+    let screen = terminal.until("that rows are asked again", |screen| {
+        screen.contains("waits to ask ")
+    });
+    assert!(
+        screen.contains(" again: the engine answered HTTP 500"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -518,7 +613,7 @@ fn plain_lines_come_every_ten_seconds() {
                         completion_tokens: 35,
                     },
                     problem: Some("expected\na string\x1b[2J".into()),
-                    missed: 0,
+                    missed: if n == 0 { 27 } else { 0 },
                 };
                 plain.event(SystemTime::UNIX_EPOCH, &Event::Request(exchange), &now);
             }

@@ -8,14 +8,14 @@ mod pace;
 
 pub use gate::Lease;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::client::adapter;
 use crate::engine::{SetupError, SharedEngine, Stop};
-use crate::event::{EventSender, Exchange, Recent};
+use crate::event::{EventSender, Exchange, Recent, Retrying};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
@@ -28,6 +28,8 @@ pub struct Broker {
     stopped: CancellationToken,
     /// Where requests are told of, if anyone wants to see them.
     recent: Option<Recent>,
+    /// Rows that sleep before they are asked again.
+    retrying: Arc<Mutex<Retrying>>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -76,6 +78,7 @@ impl Broker {
             events,
             stopped: CancellationToken::new(),
             recent: None,
+            retrying: Arc::default(),
         }
     }
 
@@ -154,18 +157,50 @@ impl Broker {
         }
     }
 
-    /// Sleeps, unless the run is stopped meanwhile.
-    pub async fn pause(&self, duration: Duration) -> Result<(), Stop> {
+    /// Sleeps before a row is asked again, unless the run is stopped meanwhile; `reason` is why it must be.
+    ///
+    /// # Errors
+    /// [`Stop::Interrupted`], when the run was stopped.
+    pub async fn pause(&self, duration: Duration, reason: &str) -> Result<(), Stop> {
+        let _counted = Sleeper::new(&self.retrying, reason);
         tokio::select! {
             () = tokio::time::sleep(duration) => Ok(()),
             () = self.stopped.cancelled() => Err(Stop::Interrupted),
         }
     }
 
+    /// Rows that sleep before they are asked again.
+    pub(crate) fn retrying(&self) -> Retrying {
+        lock(&self.retrying).clone()
+    }
+
     /// What every engine is doing.
     pub fn load(&self) -> Vec<EngineLoad> {
         self.gates.iter().map(|gate| gate.load()).collect()
     }
+}
+
+/// A row that sleeps before it is asked again; counted until it is dropped.
+struct Sleeper<'a>(&'a Mutex<Retrying>);
+
+impl<'a> Sleeper<'a> {
+    fn new(all: &'a Mutex<Retrying>, reason: &str) -> Self {
+        let mut retrying = lock(all);
+        retrying.rows += 1;
+        reason.clone_into(&mut retrying.reason);
+        drop(retrying);
+        Self(all)
+    }
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        lock(self.0).rows -= 1;
+    }
+}
+
+fn lock(retrying: &Mutex<Retrying>) -> std::sync::MutexGuard<'_, Retrying> {
+    retrying.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pause after the `n`-th failure in a row (from 0): 0.5 s · 2ⁿ, at most 30 s, ± 20 %.

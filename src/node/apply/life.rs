@@ -12,6 +12,8 @@ use super::wire::{Heard, MAX_ANSWER, Wire};
 
 /// How long answers may take once the process has closed its input.
 const UNASKED: Duration = Duration::from_secs(5);
+/// How long a program may have rows in hand without having ever answered one, before the user is told.
+const SILENT: Duration = Duration::from_secs(10);
 /// Answers to rows that are answered already, before a worker is given up.
 const MAX_REPEATED: u32 = 10_000;
 
@@ -146,13 +148,16 @@ impl Life {
         }
         let held = std::mem::take(&mut self.held);
         let now = Instant::now();
+        // Answers that come together share the time since the one before them.
+        let lines = memchr::memchr_iter(b'\n', held.get(self.scanned..).unwrap_or_default()).count();
+        let share = self.quiet() / u32::try_from(lines).unwrap_or(u32::MAX).max(1);
         let mut from = 0;
         let mut result = Ok(());
         while let Some(len) = memchr::memchr(b'\n', held.get(from.max(self.scanned)..).unwrap_or_default()) {
             let end = from.max(self.scanned) + len;
             let line = held.get(from..end).unwrap_or_default();
             from = end + 1;
-            result = self.line(line, pool, now);
+            result = self.line(line, pool, (now, share));
             if result.is_err() {
                 break;
             }
@@ -168,8 +173,9 @@ impl Life {
         Ok(())
     }
 
-    /// Understands one line and hands on its answer.
-    fn line(&mut self, line: &[u8], pool: &Pool, now: Instant) -> Result<(), End> {
+    /// Understands one line and hands on its answer, with the time that its row took: at most `share`, as the
+    /// rows in hand before it are not its own affair.
+    fn line(&mut self, line: &[u8], pool: &Pool, (now, share): (Instant, Duration)) -> Result<(), End> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if self.wire == Wire::Command && line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
@@ -209,8 +215,22 @@ impl Life {
         self.alive = now;
         pool.answered();
         // Nobody waits for it when the run was abandoned.
-        let _unwanted = job.reply.send(answer);
+        let _unwanted = job.reply.send((answer, share.min(self.latency)));
         Ok(())
+    }
+
+    /// Time since the last answer, or since the first row was given.
+    pub(super) fn quiet(&self) -> Duration {
+        self.alive.elapsed()
+    }
+
+    /// Tells the user of a program that takes rows and has never answered one: most keep their answers in a
+    /// buffer. A function's answers cannot get stuck like that; it may well be slow.
+    pub(super) fn tell_if_silent(&self, pool: &Pool) {
+        let rows = self.hand.len();
+        if self.wire == Wire::Command && self.answered == 0 && rows > 0 && self.quiet() >= SILENT {
+            pool.warn_of_silence(rows as u64, SILENT);
+        }
     }
 
     /// Looks at the clocks.
@@ -224,6 +244,6 @@ impl Life {
             let quiet = gone.max(self.alive).elapsed();
             return (quiet > UNASKED.min(limit)).then_some(End::Input);
         }
-        (self.alive.elapsed() > limit).then_some(End::Late)
+        (self.quiet() > limit).then_some(End::Late)
     }
 }

@@ -1,8 +1,9 @@
 //! The workers of one Apply, seen from its rows: a queue, and the answers.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::{Notify, oneshot};
@@ -12,7 +13,7 @@ use super::WorkerError;
 use super::wire::{self, Answer, Wire};
 use super::worker::Worker;
 use crate::engine::Stop;
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, counted};
 use crate::expr::{Scope, Visible};
 use crate::plan::{ApplyPlan, NodeKind, Plan, ProcessPlan};
 use crate::row::Record;
@@ -30,8 +31,8 @@ pub(super) struct Job {
     pub(super) question: Vec<u8>,
     /// It was in hand when a worker died, and is asked alone.
     pub(super) suspect: bool,
-    /// Where the answer goes.
-    pub(super) reply: oneshot::Sender<Answer>,
+    /// Where the answer goes, and how long the process took for it.
+    pub(super) reply: oneshot::Sender<(Answer, Duration)>,
 }
 
 /// The workers of one Apply.
@@ -52,11 +53,15 @@ pub(crate) struct Pool {
     /// A worker has answered, or lived for a while without being asked.
     pub(super) proven: AtomicBool,
     warnings: AtomicU32,
+    /// Rows that were asked and are not answered, for those who watch.
+    unanswered: AtomicU64,
+    /// The user knows that a program has not answered for long.
+    told_of_silence: AtomicBool,
     events: EventSender,
 }
 
 impl Pool {
-    /// Has a row answered by a worker.
+    /// Has a row answered by a worker; returns also how long that took, without the time in the queue.
     ///
     /// # Errors
     /// [`Stop`] when the run is over or no worker can be kept alive; inside, the row's own message.
@@ -64,7 +69,7 @@ impl Pool {
         &self,
         scope: &Scope<'_>,
         visible: &Visible,
-    ) -> Result<Result<Vec<Record>, String>, Stop> {
+    ) -> Result<(Result<Vec<Record>, String>, Duration), Stop> {
         let wire = self.wire.get().copied().unwrap_or(Wire::Command);
         let (reply, answer) = oneshot::channel();
         let job = Job {
@@ -82,8 +87,9 @@ impl Pool {
             queue.push_back(job);
         }
         self.ready.notify_one();
+        let _counted = Unanswered::new(&self.unanswered);
         match answer.await {
-            Ok(answer) => Ok(answer.and_then(|outputs| wire::records(&outputs))),
+            Ok((answer, took)) => Ok((answer.and_then(|outputs| wire::records(&outputs)), took)),
             Err(_) => Err(self.stopped()),
         }
     }
@@ -154,6 +160,17 @@ impl Pool {
         self.queue().clear();
     }
 
+    /// Tells the user, once, that a program has been given so many rows and has been silent for `time`.
+    pub(super) fn warn_of_silence(&self, rows: u64, time: Duration) {
+        if !self.told_of_silence.swap(true, Ordering::Relaxed) {
+            self.warn(&format!(
+                "the program has been given {} and has answered none for {} s; does it flush after each line?",
+                counted(rows, "row"),
+                time.as_secs()
+            ));
+        }
+    }
+
     /// Tells the user about a worker, the first few times.
     pub(super) fn warn(&self, what: &str) {
         tracing::warn!(target: "worker", node = self.node, "{what}");
@@ -161,6 +178,22 @@ impl Pool {
             let message = format!("`{}`: {what}", self.node);
             self.events.send(Event::Warning { message });
         }
+    }
+}
+
+/// A row that is asked; counted until it is dropped.
+struct Unanswered<'a>(&'a AtomicU64);
+
+impl<'a> Unanswered<'a> {
+    fn new(rows: &'a AtomicU64) -> Self {
+        rows.fetch_add(1, Ordering::Relaxed);
+        Self(rows)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -201,6 +234,8 @@ impl Workers {
                     barren: AtomicU32::new(0),
                     proven: AtomicBool::new(false),
                     warnings: AtomicU32::new(0),
+                    unanswered: AtomicU64::new(0),
+                    told_of_silence: AtomicBool::new(false),
                     events: events.clone(),
                 })),
                 _ => None,
@@ -234,6 +269,16 @@ impl Workers {
         };
         started.recv().unwrap_or(Err(gone))?;
         Ok(workers)
+    }
+
+    /// How many rows each node's processes have to answer, at any time it is asked.
+    pub(crate) fn unanswered(&self) -> impl Fn() -> Vec<u64> + Send + use<> {
+        let pools = self.pools();
+        let rows = |pool: &Option<Arc<Pool>>| {
+            let pool = pool.as_ref();
+            pool.map_or(0, |pool| pool.unanswered.load(Ordering::Relaxed))
+        };
+        move || pools.iter().map(rows).collect()
     }
 
     /// The pools, by node.

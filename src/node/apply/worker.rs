@@ -188,6 +188,7 @@ impl Worker {
                 } => {}
                 () = pool.ready.notified(), if self.has_room(life) => {}
                 _ = tick.tick() => {
+                    life.tell_if_silent(&pool);
                     if let Some(end) = life.late(limit) {
                         return Some(end);
                     }
@@ -248,6 +249,7 @@ impl Worker {
         let pool = self.pool.clone();
         // A process may also die of what came before: only the first row of its life is condemned for that.
         let fresh = life.alone && life.answered == 0;
+        let took = life.quiet();
         let mut in_hand = life.hand.into_jobs();
         let words = life.process.last_words.clone();
         let how = match &end {
@@ -273,7 +275,8 @@ impl Worker {
         match in_hand.pop_front() {
             Some(job) if certain && in_hand.is_empty() => {
                 // Nobody waits for it when the run was abandoned.
-                let _unwanted = job.reply.send(Err(format!("the worker {how} on this row")));
+                let failed = Err(format!("the worker {how} on this row"));
+                let _unwanted = job.reply.send((failed, took));
                 if pool.condemned(&how) < MANY {
                     // The rows behind it have nothing to answer for.
                     pool.put_back(std::mem::take(&mut self.suspects).into_iter());
