@@ -43,9 +43,13 @@ def main(out: pathlib.Path, rows: int, share: float) -> None:
     main_line = [node["id"] for node in graph["nodes"] if node["branch"] is None]
     filtered = sum(metadata["nodes"][node]["filtered"] for node in main_line)
     ended = set(ids + failed)
-    assert len(ended) == len(ids) + len(failed) and ended <= {str(n) for n in range(rows)}, "a row is doubled"
-    assert len(ended) + filtered == rows, f"{len(ended)} rows ended, {filtered} were filtered, {rows} came in"
-    assert ids == sorted(ids, key=int), "flattened/ is out of order"
+    assert len(ended) == len(ids) + len(failed), "a row is doubled"
+    # Children of a fan-out are rows of one input row.
+    roots = {row_id.split(".")[0] for row_id in ended}
+    assert roots <= {str(n) for n in range(rows)}, "a row came from nowhere"
+    assert len(roots) + filtered == rows, f"{len(roots)} rows ended, {filtered} were filtered, {rows} came in"
+    places = [[int(part) for part in row_id.split(".")] for row_id in ids]
+    assert places == sorted(places), "flattened/ is out of order"
     for node, counts in metadata["nodes"].items():
         fates = sum(counts[fate] for fate in ("emitted", "filtered", "skipped", "nulled", "failed"))
         assert counts["rows"] == fates, (node, counts)
