@@ -58,6 +58,7 @@ mod readme;
 mod reference;
 mod reference_test;
 mod refused;
+mod renderer;
 mod requests;
 mod resuming;
 mod review;

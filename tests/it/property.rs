@@ -230,7 +230,7 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     let code = if expected.errors > 0 { 3 } else { 0 };
     // A run that had finished before, at its limit or before the last kill, says so and exits 0.
     let interrupted = !case.kills.is_empty() || case.limit.is_some();
-    let done_before = interrupted && ran.code == Some(0);
+    let done_before = interrupted && ran.code == Some(0) && ran.stderr.contains("finished already");
     prop_assert!(ran.code == Some(code) || done_before, "{ran:?}\n{}", context());
 
     let out = dir.join("out");

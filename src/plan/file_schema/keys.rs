@@ -90,12 +90,26 @@ pub(super) const CHAIN: &[Key] = &[
     ),
 ];
 
+// What Steps and Applies have in common.
+const ID: Key = (
+    "id",
+    "The node's name: its output folder, and `{{ id.field }}` in later templates.",
+    || def("name"),
+);
+const YIELD_OUTPUT: Key = (
+    "yield_output",
+    "`false`: the output is neither written nor a name later; it is still the next node's current item.",
+    || yes_no(true),
+);
+const WHEN: Key = (
+    "when",
+    "A Jinja expression; rows for which it is false skip this. Its name is null for them.",
+    || def("text"),
+);
+const EMOJI: Key = ("emoji", "Shown beside the node in the tree.", || def("text"));
+
 pub(super) const STEP: &[Key] = &[
-    (
-        "id",
-        "The node's name: its output folder, and `{{ id.field }}` in later templates.",
-        || def("name"),
-    ),
+    ID,
     ("engine", "The engine that answers: a name in `engines`.", || {
         def("text")
     }),
@@ -127,25 +141,13 @@ pub(super) const STEP: &[Key] = &[
         "What a failure does: `fail_row` puts the row into errors/; `null` makes the node's name null and the row goes on.",
         || json!({"enum": ["fail_row", null, "null"], "default": "fail_row"}),
     ),
-    (
-        "yield_output",
-        "`false`: the output is neither written nor a name later; it is still the next node's current item.",
-        || yes_no(true),
-    ),
-    (
-        "when",
-        "A Jinja expression; rows for which it is false skip this. Its name is null for them.",
-        || def("text"),
-    ),
-    ("emoji", "Shown beside the node in the tree.", || def("text")),
+    YIELD_OUTPUT,
+    WHEN,
+    EMOJI,
 ];
 
 pub(super) const APPLY: &[Key] = &[
-    (
-        "id",
-        "The node's name: its output folder, and `{{ id.field }}` in later templates.",
-        || def("name"),
-    ),
+    ID,
     (
         "apply",
         "A row transform: one row in, none, one or several out.",
@@ -156,17 +158,9 @@ pub(super) const APPLY: &[Key] = &[
         "What every output is checked against (fields that shorthand does not name are allowed); it also types the Parquet columns.",
         || def("model"),
     ),
-    (
-        "yield_output",
-        "`false`: the output is neither written nor a name later; it is still the next node's current item.",
-        || yes_no(true),
-    ),
-    (
-        "when",
-        "A Jinja expression; rows for which it is false skip this. Its name is null for them.",
-        || def("text"),
-    ),
-    ("emoji", "Shown beside the node in the tree.", || def("text")),
+    YIELD_OUTPUT,
+    WHEN,
+    EMOJI,
 ];
 
 pub(super) const APPLY_KINDS: &[Key] = &[
