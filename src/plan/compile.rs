@@ -343,7 +343,10 @@ fn condition_help(source: &str, message: &str) -> &'static str {
         "equality is written `==`"
     } else if message.contains("end of input") {
         "something is missing at the end of the condition"
-    } else if message.starts_with("there is no") || message.starts_with("values have") {
+    } else if ["there is no", "values have", "an expression has more"]
+        .iter()
+        .any(|start| message.starts_with(start))
+    {
         template_help(message)
     } else {
         "a condition is a Jinja expression: `a.x == \"y\" and (b is none or b.n > 3)`"
@@ -358,6 +361,8 @@ fn template_help(message: &str) -> &'static str {
         "something is missing before `}}`: a name, or a filter behind `|`"
     } else if message.contains("end of input") {
         "the text ends too early: close `{{` with `}}`, `{% if %}` with `{% endif %}`, `{% for %}` with `{% endfor %}`"
+    } else if message.contains(" has more than ") {
+        "compute it in an Apply before, and print its result"
     } else if message.contains("unknown statement end") {
         "there is nothing open that it could end: `{% endif %}` needs an `{% if %}` before it"
     } else if message.contains("other templates") {
