@@ -78,6 +78,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, true) => Existing::Keep,
             (false, false) => Existing::Same,
         },
+        retry_errors: args.retry_errors,
         format: match args.format {
             Format::Jsonl => sink::Format::Jsonl,
             Format::Parquet => sink::Format::Parquet,

@@ -17,7 +17,7 @@ pub struct AnswerKey<'a> {
     pub row_id: &'a RowId,
     /// The try at this Step, from 0.
     pub turn: u32,
-    /// [`crate::engine::Rendered::digest`] of the request: an answer to another question is none.
+    /// Digest of the request and of who is asked: an answer to another question, or of another engine, is none.
     pub digest: [u8; 32],
 }
 
@@ -49,6 +49,16 @@ pub trait Answers: Send + Sync {
 
     /// Keeps an answer; it is used only after this returned.
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Told that a row fails at a Step with answers that were found: true if they are given up, and the row is to be
+    /// asked again from its first try.
+    ///
+    /// # Errors
+    /// The decision could not be kept.
+    fn again(&self, node: &str, row_id: &RowId) -> io::Result<bool> {
+        let _ = (node, row_id);
+        Ok(false)
+    }
 }
 
 /// No ledger (`--no-ledger`): finds nothing, keeps nothing.

@@ -14,7 +14,7 @@ use chainette::node::answer::{Answer as Kept, AnswerKey, Answers, NoAnswers};
 use chainette::node::reply::{extract, is_runaway};
 use chainette::node::step::{Question, Step, StepOutcome, StepSettings};
 use chainette::row::{ErrorKind, RowError, RowId};
-use chainette::spec::{Retries, Sampling};
+use chainette::spec::{OnError, Retries, Sampling};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -102,6 +102,7 @@ impl Bench {
 
     fn step(&self, settings: impl FnOnce(&mut StepSettings), answers: Arc<dyn Answers>) -> Graded {
         let mut all = StepSettings {
+            on_error: OnError::FailRow,
             node: "grade".into(),
             engine: self.broker.index("small").expect("the engine is known"),
             schema: Some(json!({
