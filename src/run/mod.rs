@@ -19,7 +19,7 @@ mod session;
 mod watch;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -35,6 +35,7 @@ pub use metadata::rfc3339;
 pub use outdir::{Existing, OutDir};
 pub use watch::Tracker;
 
+use crate::clock::Clock;
 use crate::engine::Stop;
 use crate::engine::broker::Broker;
 use crate::event::{Event, EventSender, RunState, RunStats};
@@ -94,7 +95,7 @@ pub fn run(
 ) -> Result<Outcome, RunError> {
     let started = Instant::now();
     let mut timings = Timings {
-        started: rfc3339(SystemTime::now()),
+        started: rfc3339(Clock::now()),
         ..Timings::default()
     };
     config.format.check()?;
@@ -120,7 +121,7 @@ pub fn run(
         let written: Option<Value> = checkpoint::read_json(&path)?;
         let told = written.is_some_and(|metadata| metadata.get("state").is_some_and(|s| s == "finished"));
         if !told {
-            timings.finished = Some(rfc3339(SystemTime::now()));
+            timings.finished = Some(rfc3339(Clock::now()));
             write_json(
                 &out.private,
                 &path,
@@ -257,7 +258,7 @@ pub fn run(
     stats.rows_resumed = rows_resumed;
     checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
-        timings.finished = Some(rfc3339(SystemTime::now()));
+        timings.finished = Some(rfc3339(Clock::now()));
         timings.seconds = Some(stats.seconds);
         write_json(
             &out.private,

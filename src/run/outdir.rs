@@ -9,6 +9,7 @@ use super::checkpoint::{Checkpoint, read_json, write_json};
 use super::identity::Identity;
 use super::lock::Lock;
 use crate::event::{are, counted};
+use crate::failpoint;
 use crate::sink::{SinkError, check_present};
 
 /// What to do with an OUT that holds a run already.
@@ -141,8 +142,10 @@ impl OutDir {
         let mut extensions = vec!["jsonl", "parquet"];
         extensions.extend(extension);
         extensions.extend(self.identity.extension.as_deref());
-        let remove = |path: &Path| match fs::metadata(path) {
-            Err(_) => Ok(()),
+        let remove = |path: &Path| match failpoint::hit("outdir.forgetting").and_then(|()| fs::metadata(path))
+        {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(RunError::io(path)(error)),
             Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
             Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
         };

@@ -1,13 +1,14 @@
 //! One HTTP exchange under its clocks.
 
 use std::error::Error as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::fault;
+use crate::clock::Clock;
 use crate::engine::{CallError, Pressure};
 use crate::row::ErrorKind;
 use crate::spec::{EngineSpec, Timeouts};
@@ -136,7 +137,7 @@ impl Http {
         };
         let retry_after = header(&response, "retry-after-ms")
             .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
-            .or_else(|| fault::retry_after(header(&response, "retry-after")?, SystemTime::now()));
+            .or_else(|| fault::retry_after(header(&response, "retry-after")?, Clock::now()));
         Ok(Incoming {
             status: response.status().as_u16(),
             retry_after,
