@@ -3,7 +3,7 @@
 //!
 //! `CHAINETTE_FAILPOINT=<name>[:<nth>]=<action>` does something at the nth (default first) hit of a place:
 //! `kill` (as `kill -9`), `term` (SIGTERM to itself), `error`, `enospc` (the operation fails), `pause:<ms>`, or
-//! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile). `CHAINETTE_FAILPOINT_LOG=<file>` lists the
+//! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile); several are separated by `;`. `CHAINETTE_FAILPOINT_LOG=<file>` lists the
 //! places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes checkpoints more often.
 //! `CHAINETTE_CLOCK=<±seconds>@<nth>[,…]` steps the wall clock from its nth reading on.
 
@@ -47,6 +47,7 @@ pub const POINTS: &[&str] = &[
     "spool.converting",
     "spool.converted",
     "spool.taken_over",
+    "engine.awaited",
     "parking.parked",
     "commit.begun",
     "commit.appended",
@@ -67,6 +68,7 @@ pub const POINTS: &[&str] = &[
     "checkpoint.dir_synced",
     "spent.removing",
     "spent.removed",
+    "session.ended",
 ];
 
 /// A place at which a test may let the process die, or this fail.

@@ -5,8 +5,8 @@ use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -14,7 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// What is to be done, and where.
-static ARMED: LazyLock<Option<Armed>> = LazyLock::new(Armed::from_env);
+static ARMED: LazyLock<Vec<Armed>> = LazyLock::new(|| {
+    let text = env::var("CHAINETTE_FAILPOINT").unwrap_or_default();
+    let each = text.split(';').filter(|text| !text.is_empty());
+    each.map(Armed::parse).collect()
+});
 /// Where hits are listed.
 static LOG: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| env::var_os("CHAINETTE_FAILPOINT_LOG").map(PathBuf::from));
@@ -40,21 +44,19 @@ struct Armed {
     place: String,
     nth: u64,
     action: String,
-    hits: Mutex<u64>,
+    hits: AtomicU64,
 }
 
 impl Armed {
-    /// None without the variable; one that cannot be understood ends in an error at every place.
-    fn from_env() -> Option<Self> {
-        let text = env::var("CHAINETTE_FAILPOINT").ok()?;
-        let (place, action) = text.split_once('=').unwrap_or(("", &text));
+    fn parse(text: &str) -> Self {
+        let (place, action) = text.split_once('=').unwrap_or((text, ""));
         let (place, nth) = place.split_once(':').unwrap_or((place, "1"));
-        Some(Self {
+        Self {
             place: place.to_owned(),
             nth: nth.parse().unwrap_or(1),
             action: action.to_owned(),
-            hits: Mutex::new(0),
-        })
+            hits: AtomicU64::new(0),
+        }
     }
 
     fn act(&self, place: &str) -> io::Result<()> {
@@ -92,7 +94,7 @@ fn send(signal: Signal) -> io::Result<()> {
 
 /// See [`super::hit`].
 pub(super) fn hit(place: &dyn Display) -> io::Result<()> {
-    if ARMED.is_none() && LOG.is_none() {
+    if ARMED.is_empty() && LOG.is_none() {
         return Ok(());
     }
     let place = place.to_string();
@@ -101,19 +103,12 @@ pub(super) fn hit(place: &dyn Display) -> io::Result<()> {
         let mut log = OpenOptions::new().create(true).append(true).open(log)?;
         log.write_all(format!("{place}\n").as_bytes())?;
     }
-    let Some(armed) = ARMED.as_ref().filter(|armed| armed.place == place) else {
-        return Ok(());
-    };
-    let nth = {
-        let mut hits = armed.hits.lock().unwrap_or_else(PoisonError::into_inner);
-        *hits += 1;
-        *hits
-    };
-    if nth == armed.nth {
-        armed.act(&place)
-    } else {
-        Ok(())
+    for armed in ARMED.iter().filter(|armed| armed.place == place) {
+        if armed.hits.fetch_add(1, Ordering::SeqCst) + 1 == armed.nth {
+            armed.act(&place)?;
+        }
     }
+    Ok(())
 }
 
 /// See [`super::every`].

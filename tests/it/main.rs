@@ -27,6 +27,7 @@ mod disks;
 mod dry_run;
 mod engine;
 mod events;
+mod failpoints;
 mod examples;
 mod fates;
 mod fates_engine;

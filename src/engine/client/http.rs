@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::fault;
 use crate::clock::Clock;
 use crate::engine::{CallError, Pressure};
+use crate::failpoint;
 use crate::row::ErrorKind;
 use crate::spec::{EngineSpec, Timeouts};
 
@@ -176,6 +177,7 @@ impl Incoming {
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
         let by = Instant::now() + self.timeout.between_bytes;
         let by = self.first_by.map_or(by, |first| first.max(by));
+        failpoint::hit("engine.awaited").map_err(|error| late(&error.to_string()))?;
         match tokio::time::timeout_at(by, self.response.chunk()).await {
             Ok(Ok(chunk)) => {
                 self.first_by = None;
