@@ -28,6 +28,14 @@
 pub mod row;
 /// Facts about the flow, and who may read them.
 pub mod event;
+/// What time it is.
+mod clock;
+/// Where tests make a run fail; nothing in what users build.
+#[cfg(not(feature = "failpoints"))]
+mod failpoint;
+/// Where tests make a run fail; nothing in what users build.
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 /// 1: what the user wrote.
 pub mod spec;
 /// 2: what it says: templates, conditions, jq programs, models.

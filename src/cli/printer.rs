@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::Exit;
 use super::args::{Color, Global};
+use crate::clock::Clock;
 use crate::plan::Style;
 use crate::report::say;
 use crate::run::rfc3339;
@@ -90,7 +91,7 @@ impl Printer {
         let fails = report.problems().iter().any(|problem| !problem.code.is_warning());
         if self.json {
             for (event, fields) in report.events() {
-                let mut line = json!({"ts": rfc3339(SystemTime::now()), "event": event});
+                let mut line = json!({"ts": rfc3339(Clock::now()), "event": event});
                 if let (Some(line), serde_json::Value::Object(fields)) = (line.as_object_mut(), fields) {
                     line.extend(fields);
                 }
@@ -142,7 +143,7 @@ fn raw_color() -> Color {
 }
 
 fn json_line(event: &str, text: &str) -> String {
-    let ts = rfc3339(SystemTime::now());
+    let ts = rfc3339(Clock::now());
     json!({"ts": ts, "event": event, "message": text.trim_end()}).to_string()
 }
 

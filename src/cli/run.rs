@@ -1,6 +1,6 @@
 //! `chainette run`.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -98,12 +98,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {
             // Nothing was run; the reports need not hear of it.
-            printer.error(&explain_error(&error));
-            if error.is_usage() {
-                Exit::Usage
-            } else {
-                Exit::Failed
-            }
+            let usage = error.is_usage();
+            let hint = if usage { "" } else { again(&error) };
+            printer.error(&format!("{}{hint}", explain_error(&error)));
+            if usage { Exit::Usage } else { Exit::Failed }
         }
         Ok(outcome) => {
             dispatcher.finish(Event::RunFinished(outcome.stats.clone()));
@@ -178,11 +176,30 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                     | RunError::Damaged { .. }
                     | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
                 ) => "",
-                _ => "\n  the same command goes on where this stopped",
+                Some(error) => again(error),
+                None => GOES_ON,
             };
             printer.error(&format!("{cause}{hint}"));
             Exit::Failed
         }
+    }
+}
+
+const GOES_ON: &str = "\n  the same command goes on where this stopped";
+
+/// What to do about an error that stopped a run, so that it can go on.
+fn again(error: &RunError) -> &'static str {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let mut kinds = causes.filter_map(|cause| {
+        let shared = cause
+            .downcast_ref::<Arc<std::io::Error>>()
+            .map(|shared| &**shared);
+        Some(shared.or_else(|| cause.downcast_ref())?.kind())
+    });
+    if kinds.any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+        "\n  make room there; the same command then goes on where this stopped"
+    } else {
+        GOES_ON
     }
 }
 

@@ -45,7 +45,10 @@ pub enum Answer {
 /// The ledger as a Step sees it.
 pub trait Answers: Send + Sync {
     /// The answer a former run got to exactly this request.
-    fn find(&self, key: &AnswerKey<'_>) -> Option<Answer>;
+    ///
+    /// # Errors
+    /// That it is used again could not be kept.
+    fn find(&self, key: &AnswerKey<'_>) -> io::Result<Option<Answer>>;
 
     /// Keeps an answer; it is used only after this returned.
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, io::Result<()>>;
@@ -66,8 +69,8 @@ pub trait Answers: Send + Sync {
 pub struct NoAnswers;
 
 impl Answers for NoAnswers {
-    fn find(&self, _: &AnswerKey<'_>) -> Option<Answer> {
-        None
+    fn find(&self, _: &AnswerKey<'_>) -> io::Result<Option<Answer>> {
+        Ok(None)
     }
 
     fn keep<'a>(&'a self, _: AnswerKey<'a>, _: &'a Answer) -> BoxFuture<'a, io::Result<()>> {

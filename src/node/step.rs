@@ -228,7 +228,8 @@ impl Step {
             turn,
             digest: rendered.digest,
         };
-        if let Some(answer) = self.answers.find(&key) {
+        let found = self.answers.find(&key);
+        if let Some(answer) = found.map_err(|error| self.unwritten(error))? {
             return Ok((answer, None));
         }
         // The lease is held until the answer is on file: after a kill no more than the engine's

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::RunError;
 use super::counts::{Counts, Times};
 use crate::event::{Event, EventSender};
+use crate::failpoint;
 use crate::sink::{SinkState, Unsynced, sync_dir};
 use crate::source::Position;
 
@@ -72,12 +73,17 @@ pub(crate) fn write_json(
     bytes.push(b'\n');
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let tmp = private.join(format!("{name}.tmp"));
+    let stem = name.trim_end_matches(".json");
     let write = || {
         let mut file = File::create(&tmp)?;
         file.write_all(&bytes)?;
+        failpoint::hit(format_args!("{stem}.written"))?;
         file.sync_all()?;
+        failpoint::hit(format_args!("{stem}.synced"))?;
         fs::rename(&tmp, path)?;
-        sync_dir(path.parent().unwrap_or(Path::new(".")))
+        failpoint::hit(format_args!("{stem}.renamed"))?;
+        sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+        failpoint::hit(format_args!("{stem}.dir_synced"))
     };
     write().map_err(RunError::io(path))
 }
@@ -173,6 +179,7 @@ fn write(path: &Path, job: Job, events: &EventSender) -> Result<(), RunError> {
     let after = job.unsynced.sync(events)?;
     job.outcomes
         .sync_data()
+        .and_then(|()| failpoint::hit("sync.outcomes_synced"))
         .map_err(RunError::io(job.outcomes.path()))?;
     let private = path.parent().unwrap_or(Path::new("."));
     write_json(private, path, &job.checkpoint, false)?;

@@ -17,6 +17,7 @@ use super::ledger::Ledger;
 use super::limits::ErrorLimit;
 use super::parking::{Parked, Parking};
 use crate::event::{Event, EventSender, counted, thousands};
+use crate::failpoint;
 use crate::node::output::{Fate, Output};
 use crate::row::ErrorKind;
 use crate::sink::StreamWriter;
@@ -175,6 +176,7 @@ impl Committer {
         self.limit.check(&self.checkpoint.counts, &[])?;
         let mut waiting: BTreeMap<u64, Waiting> = BTreeMap::new();
         let mut next = 0;
+        let every = failpoint::every(CHECKPOINT_EVERY);
         let mut last = Instant::now();
         let mut dirty = false;
         loop {
@@ -187,7 +189,7 @@ impl Committer {
                             biased;
                             message = messages.recv() => message.map(Some),
                             () = self.abandon.cancelled() => None,
-                            () = tokio::time::sleep(CHECKPOINT_EVERY) => Some(None),
+                            () = tokio::time::sleep(every) => Some(None),
                         }
                     };
                     match runtime.block_on(news) {
@@ -224,13 +226,13 @@ impl Committer {
                 next += 1;
                 dirty = true;
             }
-            if last.elapsed() >= CHECKPOINT_EVERY
+            if last.elapsed() >= every
                 && let Some(chunk) = waiting.get_mut(&next)
             {
                 // A slow engine may take minutes for a chunk: its first rows need not wait for its last.
                 dirty |= self.commit(next, chunk)?;
             }
-            if dirty && self.is_due(last)? {
+            if dirty && last.elapsed() >= every && self.checkpointer.idle()? {
                 self.submit(false)?;
                 (last, dirty) = (Instant::now(), false);
             }
@@ -278,8 +280,11 @@ impl Committer {
         let (Some(output), Some(position)) = (whole, position) else {
             return Ok(false);
         };
+        self.pass("commit.begun")?;
         self.writer.append(&output)?;
+        self.pass("commit.appended")?;
         self.write_outcomes(&output)?;
+        self.pass("commit.outcomes_written")?;
         self.checkpoint.counts.add(&output);
         self.checkpoint.position = position;
         self.waiting.behind.store(position.ordinal, Ordering::Relaxed);
@@ -301,7 +306,13 @@ impl Committer {
             self.events.send(Event::ChunkFinished { seq, rows, failed });
         }
         self.limit.check(&self.checkpoint.counts, &output.tally.failed)?;
+        self.pass("commit.limit_checked")?;
         Ok(true)
+    }
+
+    /// A failpoint between two files.
+    fn pass(&self, place: &str) -> Result<(), RunError> {
+        failpoint::hit(place).map_err(RunError::io(self.outcomes.path()))
     }
 
     /// Appends the fates of a chunk's rows to `.chainette/outcomes`.
@@ -362,10 +373,6 @@ impl Committer {
         }
     }
 
-    fn is_due(&mut self, last: Instant) -> Result<bool, RunError> {
-        Ok(last.elapsed() >= CHECKPOINT_EVERY && self.checkpointer.idle()?)
-    }
-
     fn submit(&mut self, finished: bool) -> Result<(), RunError> {
         let (sinks, unsynced) = self.writer.snapshot()?;
         self.checkpoint.sinks = sinks;
@@ -391,7 +398,9 @@ impl Committer {
         // The reader may be at the end while rows were given up on their way.
         let finished = complete && self.at_end.load(Ordering::Acquire);
         if finished {
+            self.pass("commit.finishing")?;
             self.writer.finish(self.row_limit.is_some())?;
+            self.pass("commit.finished")?;
         }
         self.submit(finished)?;
         self.checkpointer.wait()

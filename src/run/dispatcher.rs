@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::watch::Tracker;
+use crate::clock::Clock;
 use crate::event::{Event, EventSender, Progress, Report, Status};
 pub use signals::{Interrupted, Moment, Signals};
 
@@ -100,7 +101,7 @@ impl Dispatcher {
         EventSender::new(move |event| {
             let full = sender
                 .as_ref()
-                .is_none_or(|sender| sender.try_send((SystemTime::now(), event)).is_err());
+                .is_none_or(|sender| sender.try_send((Clock::now(), event)).is_err());
             if full {
                 dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -110,7 +111,7 @@ impl Dispatcher {
     /// Sends the last event and waits until the reports have seen it, though not for ever.
     pub fn finish(mut self, last: Event) {
         let deadline = Instant::now() + LAST_WAIT;
-        let mut last = Some((SystemTime::now(), last));
+        let mut last = Some((Clock::now(), last));
         while let (Some(event), Some(sender)) = (last.take(), &self.sender) {
             match sender.try_send(event) {
                 Err(std::sync::mpsc::TrySendError::Full(event)) if Instant::now() < deadline => {
@@ -171,7 +172,7 @@ impl Desk {
         let recent = std::mem::take(&mut status.recent);
         self.progress.status = status;
         self.tracker.update(&mut self.progress);
-        let now = SystemTime::now();
+        let now = Clock::now();
         for (node, total) in self.tracker.news(&self.progress) {
             let (total, estimate) = (total.rows, total.estimate);
             self.event(

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::RunError;
 use super::committer::{Message, Permits};
@@ -82,6 +83,8 @@ pub(super) struct Executor {
     pub(super) first: u64,
     pub(super) events: EventSender,
     pub(super) feed: FeedGauge,
+    /// The rows that ask engines.
+    pub(super) asking: TaskTracker,
 }
 
 impl Executor {
@@ -110,6 +113,7 @@ impl Executor {
             committer: self.committer,
             halt: self.halt.clone(),
             failure: self.failure,
+            asking: self.asking,
         });
         let mut total = self.first;
         loop {
@@ -193,6 +197,7 @@ struct Starter {
     committer: mpsc::Sender<Message>,
     halt: Halt,
     failure: Failure,
+    asking: TaskTracker,
 }
 
 type Walk = Pin<Box<dyn Future<Output = Result<Output, Stop>> + Send>>;
@@ -264,8 +269,8 @@ impl Starter {
                 }
                 Poll::Pending => {
                     let (starter, seq) = (self.clone(), chunk.seq);
-                    self.runtime
-                        .spawn(async move { starter.follow(seq, part, walk, own).await });
+                    let followed = async move { starter.follow(seq, part, walk, own).await };
+                    self.asking.spawn_on(followed, &self.runtime);
                 }
             }
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
+use crate::failpoint;
 use crate::sink::sync_dir;
 
 /// What of a former run's answers is used, and where outputs go. Kept in `.chainette/reuse.json`.
@@ -98,6 +99,7 @@ pub(super) fn complete(out: &Path, private: &Path) -> Result<(), RunError> {
         for name in &swap.remove {
             if out.join(name).exists() {
                 fs::rename(out.join(name), old.join(name))?;
+                failpoint::hit("swap.taken_out")?;
             }
         }
         let (files, folders): (Vec<&String>, Vec<_>) =
@@ -106,8 +108,10 @@ pub(super) fn complete(out: &Path, private: &Path) -> Result<(), RunError> {
             if next.join(name).exists() {
                 if out.join(name).exists() {
                     fs::rename(out.join(name), old.join(name))?;
+                    failpoint::hit("swap.taken_out")?;
                 }
                 fs::rename(next.join(name), out.join(name))?;
+                failpoint::hit("swap.put_in")?;
             }
         }
         let spool = inner.join("spool");
@@ -116,20 +120,24 @@ pub(super) fn complete(out: &Path, private: &Path) -> Result<(), RunError> {
         }
         if spool.exists() {
             fs::rename(&spool, private.join("spool"))?;
+            failpoint::hit("swap.lines_moved")?;
         }
         for name in ["outcomes", "checkpoint.json"] {
             if inner.join(name).exists() {
                 fs::rename(inner.join(name), private.join(name))?;
+                failpoint::hit("swap.private_moved")?;
             }
         }
         // What says that all is well comes last.
         for name in files {
             if next.join(name).exists() {
                 fs::rename(next.join(name), out.join(name))?;
+                failpoint::hit("swap.file_moved")?;
             }
         }
         sync_dir(private)?;
-        sync_dir(out)
+        sync_dir(out)?;
+        failpoint::hit("swap.durable")
     };
     done().map_err(RunError::io(out))?;
     let reuse = Reuse::read(private)?;
@@ -142,6 +150,7 @@ pub(super) fn complete(out: &Path, private: &Path) -> Result<(), RunError> {
     let tidy = || {
         fs::remove_file(private.join(SWAP))?;
         sync_dir(private)?;
+        failpoint::hit("swap.unmarked")?;
         fs::remove_dir_all(&old)?;
         fs::remove_dir_all(&next)
     };

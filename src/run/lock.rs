@@ -6,6 +6,7 @@ use std::path::Path;
 use fs_err::{File, OpenOptions};
 
 use super::RunError;
+use crate::failpoint;
 
 /// Held as long as this process writes to OUT; given back by the system however we end.
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Lock {
         let write = |file: &mut File| {
             file.set_len(0)?;
             file.rewind()?;
-            writeln!(file, "{}", std::process::id())
+            writeln!(file, "{}", std::process::id())?;
+            failpoint::hit("lock.taken")
         };
         write(&mut file).map_err(RunError::io(&path))?;
         Ok(Self { _file: file })

@@ -21,7 +21,7 @@ mod session;
 mod watch;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -38,6 +38,7 @@ pub use metadata::rfc3339;
 pub use outdir::{Existing, OutDir};
 pub use watch::Tracker;
 
+use crate::clock::Clock;
 use crate::engine::Stop;
 use crate::engine::broker::Broker;
 use crate::event::{Event, EventSender, Resumption, RunState, RunStats};
@@ -98,7 +99,7 @@ pub fn run(
 ) -> Result<Outcome, RunError> {
     let started = Instant::now();
     let mut timings = Timings {
-        started: rfc3339(SystemTime::now()),
+        started: rfc3339(Clock::now()),
         ..Timings::default()
     };
     config.format.check()?;
@@ -134,7 +135,7 @@ pub fn run(
         let written: Option<Value> = checkpoint::read_json(&path)?;
         let told = written.is_some_and(|metadata| metadata.get("state").is_some_and(|s| s == "finished"));
         if !told {
-            timings.finished = Some(rfc3339(SystemTime::now()));
+            timings.finished = Some(rfc3339(Clock::now()));
             write_json(
                 &out.private,
                 &path,
@@ -278,7 +279,7 @@ pub fn run(
     drop(answers);
     checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
-        timings.finished = Some(rfc3339(SystemTime::now()));
+        timings.finished = Some(rfc3339(Clock::now()));
         timings.seconds = Some(stats.seconds);
         write_json(
             &out.private,
@@ -307,7 +308,7 @@ fn finish_next(
     done: &Checkpoint,
     timings: &mut Timings,
 ) -> Result<(), RunError> {
-    timings.finished = Some(rfc3339(SystemTime::now()));
+    timings.finished = Some(rfc3339(Clock::now()));
     let metadata = metadata(plan, &out.identity, done, timings);
     write_json(&out.private, &out.base.join("metadata.json"), &metadata, true)?;
     generation::swap(&out.path, &out.private)

@@ -11,6 +11,7 @@ use super::identity::Identity;
 use super::ledger;
 use super::lock::Lock;
 use crate::event::{are, counted};
+use crate::failpoint;
 use crate::sink::{SinkError, check_present};
 
 /// What to do with an OUT that holds a run already.
@@ -97,6 +98,10 @@ impl OutDir {
             out.reuse = Reuse::read(&out.private)?;
             if out.reuse.next {
                 out.base = generation::base(&out.private);
+            } else {
+                // Left over from a swap, or from a beginning of one.
+                remove(&out.private.join(generation::NEXT))?;
+                remove(&out.private.join(generation::OLD))?;
             }
             out.checkpoint = read_json(&out.private_base().join("checkpoint.json"))?;
         }
@@ -186,7 +191,7 @@ impl OutDir {
 
     /// What is not there any more, or not as it was, of the shards of a finished run.
     fn altered(&self, done: &Checkpoint) -> Option<RunError> {
-        match check_present(&self.path, &done.sinks, self.identity.extension()) {
+        match check_present(&self.base, &done.sinks, self.identity.extension()) {
             Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
             other => other.err().map(RunError::from),
         }
@@ -260,14 +265,15 @@ pub(super) fn finished(out: &Path, wanted: Wanted) -> bool {
         let retry = wanted.retry && done.counts.errors > 0;
         super::is_done(done, wanted.limit) && !retry
     };
-    let next = private.join(generation::NEXT).exists();
+    let next = Reuse::read(&private).is_ok_and(|reuse| reuse.next);
     matches!(found, Ok(Some(done)) if is_done(&done)) && !next && wanted.existing != Existing::Overwrite
 }
 
 /// Removes a file or a folder; one that is not there is removed.
 fn remove(path: &Path) -> Result<(), RunError> {
-    match fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
+    match failpoint::hit("outdir.forgetting").and_then(|()| fs::symlink_metadata(path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(RunError::io(path)(error)),
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
         Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fs_err::{self as fs, File, OpenOptions};
 
 use super::RunError;
+use crate::failpoint;
 use crate::node::output::Output;
 
 /// A place on file.
@@ -65,6 +66,7 @@ impl Parking {
         }
         file.file()
             .write_all_at(&bytes, self.end)
+            .and_then(|()| failpoint::hit("parking.parked"))
             .map_err(RunError::io(&self.path))?;
         let parked = Parked {
             offset: self.end,

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::RunError;
 use super::checkpoint::{Checkpoint, Checkpointer};
@@ -19,6 +20,7 @@ use super::parking::Parking;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
 use crate::event::{EngineStatus, Event, EventSender, Status};
+use crate::failpoint;
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker, Workers};
@@ -26,6 +28,8 @@ use crate::plan::{NodeKind, Plan};
 use crate::sink::StreamWriter;
 use crate::source::Source;
 
+/// How long rows that were given up may take to notice.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 /// Requests that an `auto` engine may come to have in flight.
 const AUTO_CONCURRENCY: usize = 256;
 
@@ -172,6 +176,7 @@ impl Session<'_> {
                 recent: broker.recent(),
             }));
         }
+        let asking = TaskTracker::new();
         let executor = Executor {
             walker,
             rows_in_flight: rows_in_flight(&plan, config.batch_size, cpu.threads()),
@@ -184,6 +189,7 @@ impl Session<'_> {
             first: position.ordinal,
             events: events.clone(),
             feed,
+            asking: asking.clone(),
         };
         let executed = runtime.block_on(async {
             tokio::spawn(wind_down(halt.clone(), broker.clone()));
@@ -201,8 +207,13 @@ impl Session<'_> {
         for exchange in broker.recent() {
             events.send(Event::Request(exchange));
         }
+        // Connections may go when nobody looks at them any more: one that we cut is no fault of an engine's, and
+        // must not stand in the ledger as one.
+        asking.close();
+        let _best_effort = runtime.block_on(async { tokio::time::timeout(LAST_LOOK, asking.wait()).await });
         runtime.shutdown_background();
         drop(workers);
+        failpoint::hit("session.ended").map_err(RunError::io(&out.path))?;
         if let Some(signals) = signals {
             signals.release();
         }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::SinkError;
 use super::stream_writer::Unsynced;
 use crate::event::{counted, thousands};
+use crate::failpoint;
 use crate::node::output::Lines;
 
 /// A shard that is complete.
@@ -171,7 +172,9 @@ pub(super) fn remove_where(
     for entry in entries {
         let path = entry.map_err(SinkError::io(dir))?.path();
         if shard_index(&path, extension).is_some_and(|(index, open)| unwanted(index, open)) {
-            fs::remove_file(&path).map_err(SinkError::io(&path))?;
+            failpoint::hit("shard.removing")
+                .and_then(|()| fs::remove_file(&path))
+                .map_err(SinkError::io(&path))?;
         }
     }
     Ok(true)

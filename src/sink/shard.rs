@@ -11,6 +11,7 @@ use super::folder::{
     shard_path,
 };
 use super::stream_writer::Unsynced;
+use crate::failpoint;
 use crate::node::output::Lines;
 
 const EXTENSION: &str = "jsonl";
@@ -62,7 +63,9 @@ impl ShardWriter {
         let name = self.path(self.state.rolled.len());
         let part = part_path(&name);
         if !part.exists() && name.exists() {
-            fs::rename(&name, &part).map_err(SinkError::io(&name))?;
+            fs::rename(&name, &part)
+                .and_then(|()| failpoint::hit("shard.unnamed"))
+                .map_err(SinkError::io(&name))?;
         }
         let mut file = reopen(&part, self.state.bytes)?;
         let mut hasher = blake3::Hasher::new();
@@ -74,6 +77,7 @@ impl ShardWriter {
                 n => hasher.update(buffer.get(..n).unwrap_or_default()),
             };
         }
+        failpoint::hit("shard.reopened").map_err(SinkError::io(&part))?;
         self.open = Some((file, hasher));
         Ok(())
     }
@@ -85,10 +89,13 @@ impl ShardWriter {
             None => {
                 fs::create_dir_all(&self.dir).map_err(SinkError::io(&self.dir))?;
                 let file = File::create(&part).map_err(SinkError::io(&part))?;
+                failpoint::hit("shard.created").map_err(SinkError::io(&part))?;
                 self.open.insert((file, blake3::Hasher::new()))
             }
         };
-        file.write_all(bytes).map_err(SinkError::io(&part))?;
+        file.write_all(bytes)
+            .and_then(|()| failpoint::hit("shard.appended"))
+            .map_err(SinkError::io(&part))?;
         hasher.update(bytes);
         self.state.bytes += bytes.len() as u64;
         Ok(())
@@ -132,6 +139,7 @@ impl Folder for ShardWriter {
             self.state.rows += n;
             (bytes, rows) = (later, rows - n);
             if self.state.rows == self.max_rows {
+                failpoint::hit("shard.full").map_err(SinkError::io(&self.dir))?;
                 self.roll();
             }
         }

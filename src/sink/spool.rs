@@ -21,6 +21,7 @@ use super::folder::{
 };
 use super::stream_writer::Unsynced;
 use crate::event::{counted, thousands};
+use crate::failpoint;
 use crate::node::output::Lines;
 
 /// Full shards of a folder that may wait to be converted before its writer waits for them.
@@ -165,7 +166,9 @@ impl SpoolWriter {
             reopen(&self.lines_path(complete + at), waiting.closed.bytes)?;
         }
         if self.rows > 0 {
-            self.open = Some(reopen(&self.lines_path(self.open_index()), self.bytes)?);
+            let path = self.lines_path(self.open_index());
+            self.open = Some(reopen(&path, self.bytes)?);
+            failpoint::hit("spool.reopened").map_err(SinkError::io(&path))?;
         }
         Ok(())
     }
@@ -190,10 +193,13 @@ impl SpoolWriter {
             None => {
                 fs::create_dir_all(&self.spool).map_err(SinkError::io(&self.spool))?;
                 let file = File::create(&path).map_err(SinkError::io(&path))?;
+                failpoint::hit("spool.created").map_err(SinkError::io(&path))?;
                 self.open.insert(file)
             }
         };
-        file.write_all(bytes).map_err(SinkError::io(&path))?;
+        file.write_all(bytes)
+            .and_then(|()| failpoint::hit("spool.appended"))
+            .map_err(SinkError::io(&path))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -217,7 +223,7 @@ impl SpoolWriter {
         let files = files.filter(|(_, bytes)| *bytes > 0);
         let mut first = LineReader::new(files.map(|(index, bytes)| (self.lines_path(index), bytes)));
         self.layout = Some(Arc::new(self.encoder.layout(&mut first)?));
-        Ok(())
+        failpoint::hit("spool.decided").map_err(SinkError::io(&self.spool))
     }
 
     /// Starts to convert the full shards that wait, once it is known how.
@@ -273,6 +279,7 @@ impl SpoolWriter {
                 waiting.encoded = Some(encoded);
             }
             self.take_over();
+            failpoint::hit("spool.taken_over").map_err(SinkError::io(&self.dir))?;
         }
         Ok(())
     }
@@ -345,6 +352,7 @@ impl Folder for SpoolWriter {
                 }
             }
             if self.rows == self.max_rows {
+                failpoint::hit("spool.full").map_err(SinkError::io(&self.spool))?;
                 self.roll();
                 // A disk that fills with lines faster than they are converted is the slower way.
                 if self.layout.is_some() && self.waiting.len() > WAITING {
@@ -458,6 +466,7 @@ impl Job {
         }
         let mut lines = LineReader::new([(self.lines.clone(), self.closed.bytes)]);
         let mut out = Hashed::create(&self.part)?;
+        failpoint::hit("spool.converting").map_err(SinkError::io(&self.part))?;
         let rescued = self
             .encoder
             .encode(&self.layout, self.index, &mut lines, &mut out, &self.stop);
@@ -476,6 +485,7 @@ impl Job {
             );
             return Err(altered(self.lines.clone(), &problem));
         }
+        failpoint::hit("spool.converted").map_err(SinkError::io(&self.part))?;
         Ok(Some(Encoded {
             bytes: out.bytes,
             blake3: out.hasher.finalize().to_hex().to_string(),

@@ -15,6 +15,7 @@ use super::shard::ShardWriter;
 use super::spool::SpoolWriter;
 use super::{Format, SinkError};
 use crate::event::{Event, EventSender};
+use crate::failpoint;
 use crate::node::output::Output;
 use crate::plan::Plan;
 
@@ -186,17 +187,23 @@ pub(crate) struct Unsynced {
 impl Unsynced {
     /// Syncs everything and gives complete shards their final names.
     pub(crate) fn sync(self, events: &EventSender) -> Result<AfterCheckpoint, SinkError> {
+        let hit = |place: &str| failpoint::hit(place).map_err(SinkError::io(&self.out));
+        hit("sync.begun")?;
         for file in &self.open {
             file.sync_data().map_err(SinkError::io(file.path()))?;
         }
+        hit("sync.open_synced")?;
         for path in &self.closed {
             let sync = || File::open(path)?.sync_all();
             sync().map_err(SinkError::io(path))?;
         }
+        hit("sync.closed_synced")?;
         for shard in self.rolled {
             let sync = || File::open(&shard.part)?.sync_all();
             sync().map_err(SinkError::io(&shard.part))?;
+            hit("sync.shard_synced")?;
             fs::rename(&shard.part, &shard.name).map_err(SinkError::io(&shard.name))?;
+            hit("sync.shard_renamed")?;
             let path = shard
                 .name
                 .strip_prefix(&self.out)
@@ -215,6 +222,7 @@ impl Unsynced {
                 other => other.map_err(SinkError::io(dir))?,
             }
         }
+        hit("sync.dirs_synced")?;
         Ok(AfterCheckpoint {
             spent: self.spent,
             warnings: self.warnings,
@@ -237,7 +245,10 @@ impl AfterCheckpoint {
             events.send(Event::Warning { message });
         }
         for path in &self.spent {
-            fs::remove_file(path).map_err(SinkError::io(path))?;
+            let removed = failpoint::hit("spent.removing").and_then(|()| fs::remove_file(path));
+            removed
+                .and_then(|()| failpoint::hit("spent.removed"))
+                .map_err(SinkError::io(path))?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What the test server is asked and what it answers.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -125,10 +127,21 @@ pub enum Answer {
     Endless(String),
     /// Half a stream, then this error as an event; a 500 with it where no stream was asked for.
     ErrorInside(Value),
+    /// A finished reply, this many bytes of it at a time.
+    Drip {
+        /// The model's text.
+        content: String,
+        /// Bytes at a time.
+        bytes: usize,
+        /// What comes between them.
+        every: Duration,
+    },
     /// Never reply.
     Hang,
     /// Wait first.
     After(Duration, Box<Answer>),
+    /// Wait first until that is set.
+    Once(Arc<AtomicBool>, Box<Answer>),
 }
 
 impl Answer {

@@ -10,9 +10,11 @@ use crate::harness::{
 };
 use crate::server::{Answer, Dice, TestServer};
 
-const ROWS: usize = 1200;
+const ROWS: usize = 800;
 /// Of a reply, so that all of them are more than three segments.
-const BYTES: usize = 45_000;
+const BYTES: usize = 4_500;
+/// Of a segment; 16 MiB take long to fill.
+const SEGMENT: u64 = 1 << 20;
 
 /// An engine whose replies are long.
 fn wordy() -> TestServer {
@@ -42,9 +44,18 @@ impl Long {
             edits: 0,
         };
         long.chain();
-        assert_eq!(long.bench.run(&["--no-flattened"]).code, 0);
+        assert_eq!(long.run(&[]).code, 0);
         assert_eq!(long.server.stats().asked, ROWS as u64);
         long
+    }
+
+    fn run(&self, extra: &[&str]) -> Ran {
+        let mut command = self.bench.command(extra);
+        command.arg("--no-flattened");
+        let output = command
+            .env("CHAINETTE_SEGMENT_BYTES", SEGMENT.to_string())
+            .output();
+        self.bench.ran(&output.expect("the command starts"))
     }
 
     fn chain(&self) {
@@ -68,7 +79,7 @@ impl Long {
         self.server.clear_log();
         self.edits += 1;
         self.chain();
-        let ran = self.bench.run(&["--no-flattened", "--resume"]);
+        let ran = self.run(&["--resume"]);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         assert_eq!(ran.lines("size").len(), ROWS);
         self.server.stats().asked
@@ -86,7 +97,7 @@ fn full_segments_are_compressed_and_still_serve() {
     let names: Vec<String> = listing(&answers).into_iter().collect();
     assert_eq!(names, ["000000.zst", "000001.zst", "000002.zst", "000003.log"]);
     let sealed = size(&answers.join("000000.zst"));
-    assert!(sealed * 2 < 16 << 20, "{sealed} bytes of 16 MiB");
+    assert!(sealed * 2 < SEGMENT, "{sealed} bytes of {SEGMENT}");
     assert_eq!(long.asked(), 0);
     let answered_by = |asked: u64, segment: &str| {
         assert!(

@@ -28,6 +28,8 @@ mod dry_run;
 mod editing;
 mod engine;
 mod events;
+mod failpoints;
+mod failpoints_answers;
 mod examples;
 mod fates;
 mod fates_engine;

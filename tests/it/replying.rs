@@ -28,6 +28,8 @@ pub(super) struct ReplyBody {
     breaks: bool,
     /// Chooses the waits between events; none: they come at once.
     pace: Option<Dice>,
+    /// The wait after each part.
+    every: Option<Duration>,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
     pub(super) ticket: Option<Ticket>,
 }
@@ -48,6 +50,7 @@ impl ReplyBody {
             lines: false,
             breaks: false,
             pace: None,
+            every: None,
             sleep: None,
             ticket,
         }
@@ -123,6 +126,17 @@ impl ReplyBody {
             events => self.parts.truncate(events / 2),
         }
         self.breaks = true;
+        self
+    }
+
+    /// In small parts with a wait after each.
+    pub(super) fn drip(mut self, bytes: usize, every: Duration) -> Self {
+        let small = |part: Bytes| -> Vec<Bytes> { part.chunks(bytes).map(Bytes::copy_from_slice).collect() };
+        self.parts = std::mem::take(&mut self.parts)
+            .into_iter()
+            .flat_map(small)
+            .collect();
+        self.every = Some(every);
         self
     }
 
@@ -213,7 +227,9 @@ impl Body for ReplyBody {
                 .map_or(0, |dice| dice.below(8))
                 .saturating_sub(5);
             let breaks = self.parts.is_empty() && self.breaks;
-            if waits > 0 || breaks {
+            if let Some(every) = self.every {
+                self.sleep = Some(Box::pin(tokio::time::sleep(every)));
+            } else if waits > 0 || breaks {
                 let delay = Duration::from_millis(waits.max(2));
                 self.sleep = Some(Box::pin(tokio::time::sleep(delay)));
             }

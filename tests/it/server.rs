@@ -18,9 +18,10 @@ use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -328,9 +329,23 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
         attempt,
     };
     let mut answer = (shared.answer)(&asked);
-    while let Answer::After(delay, then) = answer {
-        tokio::time::sleep(delay).await;
-        answer = *then;
+    loop {
+        answer = match answer {
+            Answer::After(delay, then) => {
+                tokio::time::sleep(delay).await;
+                *then
+            }
+            Answer::Once(set, then) => {
+                while !set.load(Ordering::SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                *then
+            }
+            other => {
+                answer = other;
+                break;
+            }
+        };
     }
     let kind = |body: &ReplyBody| [("content-type", body.content_type().to_owned())];
     Ok(match answer {
@@ -345,6 +360,14 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             reply(code, &headers, ReplyBody::whole(body.into(), Some(ticket)))
         }
         Answer::Raw(body) => reply(200, &[], ReplyBody::whole(body, Some(ticket))),
+        Answer::Drip {
+            content,
+            bytes,
+            every,
+        } => {
+            let body = ReplyBody::completion(&asked, &content, "stop", false, ticket).drip(bytes, every);
+            reply(200, &kind(&body), body)
+        }
         Answer::CloseMidBody => {
             let body = ReplyBody::completion(&asked, "cut off", "stop", shared.paced, ticket).half();
             reply(200, &kind(&body), body)
@@ -359,7 +382,9 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             reply(code, &kind(&body), body)
         }
         Answer::Hang => std::future::pending().await,
-        Answer::Close | Answer::After(..) => return Err(io::ErrorKind::ConnectionReset.into()),
+        Answer::Close | Answer::After(..) | Answer::Once(..) => {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
     })
 }
 

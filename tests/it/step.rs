@@ -30,8 +30,9 @@ fn place(key: &AnswerKey<'_>) -> String {
 }
 
 impl Answers for Memory {
-    fn find(&self, key: &AnswerKey<'_>) -> Option<Kept> {
-        Kept::decode(self.0.lock().expect("no panic").get(&place(key))?)
+    fn find(&self, key: &AnswerKey<'_>) -> io::Result<Option<Kept>> {
+        let all = self.0.lock().expect("no panic");
+        Ok(all.get(&place(key)).and_then(|bytes| Kept::decode(bytes)))
     }
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Kept) -> BoxFuture<'a, io::Result<()>> {
         let old = self
@@ -48,8 +49,8 @@ impl Answers for Memory {
 struct Full;
 
 impl Answers for Full {
-    fn find(&self, _: &AnswerKey<'_>) -> Option<Kept> {
-        None
+    fn find(&self, _: &AnswerKey<'_>) -> io::Result<Option<Kept>> {
+        Ok(None)
     }
     fn keep<'a>(&'a self, _: AnswerKey<'a>, _: &'a Kept) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async { Err(io::ErrorKind::StorageFull.into()) })

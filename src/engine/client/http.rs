@@ -1,14 +1,16 @@
 //! One HTTP exchange under its clocks.
 
 use std::error::Error as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::fault;
+use crate::clock::Clock;
 use crate::engine::{CallError, Pressure};
+use crate::failpoint;
 use crate::row::ErrorKind;
 use crate::spec::{EngineSpec, Timeouts};
 
@@ -136,7 +138,7 @@ impl Http {
         };
         let retry_after = header(&response, "retry-after-ms")
             .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
-            .or_else(|| fault::retry_after(header(&response, "retry-after")?, SystemTime::now()));
+            .or_else(|| fault::retry_after(header(&response, "retry-after")?, Clock::now()));
         Ok(Incoming {
             status: response.status().as_u16(),
             retry_after,
@@ -175,6 +177,7 @@ impl Incoming {
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, CallError> {
         let by = Instant::now() + self.timeout.between_bytes;
         let by = self.first_by.map_or(by, |first| first.max(by));
+        failpoint::hit("engine.awaited").map_err(|error| late(&error.to_string()))?;
         match tokio::time::timeout_at(by, self.response.chunk()).await {
             Ok(Ok(chunk)) => {
                 self.first_by = None;

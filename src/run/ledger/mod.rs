@@ -22,6 +22,7 @@ use fs_err::{self as fs, File};
 use futures::future::BoxFuture;
 
 use super::RunError;
+use crate::failpoint;
 use crate::node::answer::{Answer, AnswerKey, Answers};
 use crate::row::RowId;
 use frame::Payload;
@@ -292,8 +293,10 @@ impl Ledger {
     }
 
     /// The answer that some other row of before the edit got to the same request; nobody else takes it then.
-    fn find_by_request(&self, key: &AnswerKey<'_>, content: u64) -> Option<Answer> {
-        self.edited?;
+    fn find_by_request(&self, key: &AnswerKey<'_>, content: u64) -> std::io::Result<Option<Answer>> {
+        if self.edited.is_none() {
+            return Ok(None);
+        }
         let mut answer = None;
         let place = self.index().take_any(content, |place| {
             let read = self
@@ -301,14 +304,14 @@ impl Ledger {
                 .filter(|(_, row, _)| !self.is_void(*row, place));
             answer = read.map(|(_, _, answer)| answer);
             answer.is_some()
-        })?;
-        // After a kill this row takes the same one. Without that it may take another, or ask.
-        let alias = frame::frame(Kind::Alias, key, &place.to_le_bytes());
-        let written = alias.and_then(|alias| self.writing.append(&alias, key.row_id.ordinal()));
-        written
-            .inspect_err(|error| tracing::warn!(%error, "the ledger cannot be written"))
-            .ok()?;
-        answer
+        });
+        if let Some(place) = place {
+            // After a kill this row takes the same one.
+            let alias = frame::frame(Kind::Alias, key, &place.to_le_bytes())?;
+            self.writing.append(&alias, key.row_id.ordinal())?;
+            failpoint::hit("ledger.aliased")?;
+        }
+        Ok(answer)
     }
 }
 
@@ -324,9 +327,9 @@ impl Drop for Ledger {
 }
 
 impl Answers for Ledger {
-    fn find(&self, key: &AnswerKey<'_>) -> Option<Answer> {
+    fn find(&self, key: &AnswerKey<'_>) -> std::io::Result<Option<Answer>> {
         if self.is_empty {
-            return None;
+            return Ok(None);
         }
         let key = &self.of_engine(key);
         let row = frame::row_hash(key.node, &key.row_id.to_string());
@@ -340,18 +343,19 @@ impl Answers for Ledger {
                 }
                 Some(answer)
             }
-            None => self.find_by_request(key, content),
+            None => self.find_by_request(key, content)?,
         };
         if answer.is_some() {
             self.reused.fetch_add(1, Ordering::Relaxed);
         }
-        answer
+        Ok(answer)
     }
 
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, std::io::Result<()>> {
         let frame = frame::frame(Kind::Answer, &self.of_engine(&key), &answer.encode());
         let written = frame.and_then(|frame| self.writing.append(&frame, key.row_id.ordinal()));
-        Box::pin(std::future::ready(written.map(|_| ())))
+        let written = written.and_then(|_| failpoint::hit("ledger.written"));
+        Box::pin(std::future::ready(written))
     }
 
     fn again(&self, node: &str, row_id: &RowId) -> std::io::Result<bool> {
@@ -372,6 +376,7 @@ impl Answers for Ledger {
         let frame = frame::frame(Kind::Void, &key, &[])?;
         let place = self.writing.append(&frame, row_id.ordinal())?;
         self.voids().insert(row, place);
+        failpoint::hit("ledger.voided")?;
         Ok(true)
     }
 }

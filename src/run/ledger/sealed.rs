@@ -16,6 +16,7 @@ use fs_err::{self as fs, File};
 use super::frame;
 use super::index::{Entry, Kind};
 use super::{Segment, place_of};
+use crate::failpoint;
 use crate::sink::sync_dir;
 
 /// What a block holds before it is compressed, about.
@@ -35,16 +36,21 @@ const KEPT: usize = 32;
 /// The disk said no; the segment is as it was.
 pub(super) fn seal(dir: &Path, segment: Segment) -> std::io::Result<()> {
     let (log, sealed) = (segment.log(dir), segment.sealed(dir));
+    failpoint::hit("seal.begun")?;
     let bytes = fs::read(&log)?;
     let tmp = dir.join(format!("{:06}.tmp", segment.0));
-    let written = write(&tmp, &bytes, segment).and_then(|()| fs::rename(&tmp, &sealed));
+    let written = write(&tmp, &bytes, segment)
+        .and_then(|()| failpoint::hit("seal.written"))
+        .and_then(|()| fs::rename(&tmp, &sealed));
     if let Err(error) = written {
         // The next process removes it if we cannot.
         let _scratch = fs::remove_file(&tmp);
         return Err(error);
     }
     sync_dir(dir)?;
-    fs::remove_file(&log)
+    failpoint::hit("seal.renamed")?;
+    fs::remove_file(&log)?;
+    failpoint::hit("seal.removed")
 }
 
 fn write(path: &Path, bytes: &[u8], segment: Segment) -> std::io::Result<()> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use fs_err::{File, OpenOptions};
 
 use super::{RunError, Segment, sealed};
+use crate::failpoint;
 use crate::sink::sync_dir;
 
 /// A segment is full when it is this long.
@@ -44,6 +45,8 @@ struct Open {
     highest: Vec<(Segment, u64)>,
     /// Takes full segments; none once it is closed.
     full: Option<Sender<Segment>>,
+    /// Bytes that make it full.
+    most: u64,
 }
 
 impl Writing {
@@ -61,13 +64,15 @@ impl Writing {
         let file = file.map_err(RunError::io(&path))?;
         // A frame that a crash cut off is dropped: its request was in flight.
         file.set_len(len).map_err(RunError::io(&path))?;
-        sync_dir(dir).map_err(RunError::io(dir))?;
+        let ready = sync_dir(dir).and_then(|()| failpoint::hit("ledger.opened"));
+        ready.map_err(RunError::io(dir))?;
         let open = Open {
             segment,
             file,
             len,
             highest,
             full: Some(full),
+            most: failpoint::segment_bytes(SEGMENT_BYTES),
         };
         Ok(Self {
             dir: dir.to_owned(),
@@ -129,7 +134,8 @@ impl Writing {
             let open = self.lock();
             (open.file.try_clone(), open.segment.log(&self.dir))
         };
-        if let Err(source) = file.and_then(|file| file.into_file().sync_data()) {
+        let synced_now = file.and_then(|file| file.into_file().sync_data());
+        if let Err(source) = synced_now.and_then(|()| failpoint::hit("ledger.synced")) {
             tracing::error!(%source, path = %path.display(), "the ledger could not be synced");
             synced.get_or_insert(RunError::Unsynced { path, source });
             self.broken.store(true, Ordering::Release);
@@ -170,11 +176,13 @@ impl Writing {
 
 impl Open {
     fn write(&mut self, dir: &Path, bytes: &[u8], ordinal: u64) -> std::io::Result<u64> {
-        if self.len >= SEGMENT_BYTES {
+        if self.len >= self.most {
             self.file.sync_data()?;
+            failpoint::hit("ledger.full_synced")?;
             let next = Segment(self.segment.0 + 1);
             let file = OpenOptions::new().create(true).append(true).open(next.log(dir))?;
             sync_dir(dir)?;
+            failpoint::hit("ledger.segment_created")?;
             let full = std::mem::replace(&mut self.segment, next);
             (self.file, self.len) = (file, 0);
             if let Some(sealing) = &self.full {
