@@ -125,6 +125,8 @@ fn failed_rows_are_asked_again_and_nothing_else() {
         let shards = [format, &["--max-lines-per-file", "30"]].concat();
         let ran = bench.run(&shards);
         assert_eq!(ran.code, 3, "{}", ran.stderr);
+        let hint = "42 rows are in out/errors/; the same command with --retry-errors asks them again\n";
+        assert!(ran.stderr.ends_with(hint), "{}", ran.stderr);
         let ill = [
             ("each", 10),
             ("first", 10),
