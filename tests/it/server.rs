@@ -215,6 +215,22 @@ impl TestServer {
         self.shared.book().log.clone()
     }
 
+    /// Requests that arrived since the log was last cleared or taken, and those in flight; cheap.
+    pub fn traffic(&self) -> (usize, usize) {
+        let book = self.shared.book();
+        (book.log.len(), book.in_flight)
+    }
+
+    /// The log since it was last taken, given away: a long run's log does not grow. Nothing may be in flight.
+    pub fn take_log(&self) -> Vec<Logged> {
+        let mut book = self.shared.book();
+        assert_eq!(
+            book.in_flight, 0,
+            "what is in flight would be logged as never answered"
+        );
+        std::mem::take(&mut book.log)
+    }
+
     /// Requests answered with 200 since the server was made; cheap, for progress.
     pub fn answered(&self) -> u64 {
         self.shared.book().answered
