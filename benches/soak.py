@@ -297,8 +297,10 @@ class Soak:
                 break
             self.kill(self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
             kills -= 1
-            self.start()
-        if code != 3:
+            # Killed before it had removed the lap before?
+            self.start(*([] if self.stats()["answered"] > lap_base else ["--overwrite"]))
+        # 0: a kill came between the last file and the exit.
+        if code not in (0, 3):
             raise Failed(f"the run ended with {code}: {(self.work / 'stderr.txt').read_text()[-2000:]}")
         none_left({}, self.work, {self.engine.pid, os.getpid()}, "after the end of a run")
         self.check()
@@ -470,16 +472,17 @@ def draw(samples, path):
     left, right, top, height, gap, width = 62, 14, 12, 92, 44, 860
     plot = width - left - right
     minutes = max(float(s["seconds"]) for s in samples) / 60
-    end, parts = nice(minutes)
-    if minutes > 10:
-        end, parts = -(-minutes // 10) * 10, int(-(-minutes // 10))
+    part = 10 if minutes > 10 else 1
+    parts = int(-(-minutes // part))
+    end = parts * part
     total = top + len(panels) * (height + gap)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}" '
            'font-family="sans-serif" font-size="11" fill="#333">',
            f'<rect width="{width}" height="{total}" fill="#fff"/>']
-    starts = {}
+    laps, restarts = {}, {}
     for s in samples:
-        starts.setdefault(s["lap"], float(s["seconds"]) / 60)
+        laps.setdefault(s["lap"], float(s["seconds"]) / 60)
+        restarts.setdefault((s["lap"], s["pid"]), float(s["seconds"]) / 60)
     for n, (key, title, colour) in enumerate(panels):
         y0 = top + n * (height + gap) + 16
         points = thinned([(float(s["seconds"]) / 60, float(s[key])) for s in samples if s[key] != ""])
@@ -492,12 +495,13 @@ def draw(samples, path):
         for step in range(parts + 1):
             x = left + plot * step / parts
             out.append(f'<text x="{x:.1f}" y="{y0 + height + 14}" text-anchor="middle">{end * step / parts:g}</text>')
-        laps = "".join(f"M{left + plot * x / end:.1f} {y0}v{height}" for x in starts.values())
-        out.append(f'<path d="{laps}" stroke="#eee" fill="none"/>')
+        marks = "".join(f"M{left + plot * x / end:.1f} {y0}v{height}" for x in laps.values())
+        marks += "".join(f"M{left + plot * x / end:.1f} {y0 + height}v-5" for x in restarts.values())
+        out.append(f'<path d="{marks}" stroke="#bbb" fill="none"/>')
         line = " ".join(f"{left + plot * x / end:.1f},{y0 + height - height * min(y, high) / high:.1f}" for x, y in points)
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
-    out.append(f'<text x="{left + plot}" y="{total - 2}" text-anchor="end">minutes; '
-               'an upright line is the start of a lap</text></svg>')
+    out.append(f'<text x="{left + plot}" y="{total - 2}" text-anchor="end">minutes; an upright line '
+               'is the start of a lap, a short one a process after a kill</text></svg>')
     path.write_text("\n".join(out) + "\n")
     print(f"drawn to {path}, {path.stat().st_size} bytes")
 
@@ -519,6 +523,8 @@ def main():
         soak.stop()
     if not found:
         shutil.rmtree(folder / "work")
+        if args.csv:
+            folder.rmdir()
     return finish(soak.samples, args.svg, found)
 
 

@@ -235,19 +235,19 @@ fn kill_and_go_on(format: &str) {
     let args = arguments(format, "out", "64", &lines);
     let mut dice = Dice::new(format!("kills {format}").as_bytes());
     let mut judge = Judge::default();
+    // The last process has something left to do, however late a kill comes.
+    let until_last = unkilled.good * 19 / 20;
     for left in (1..=kills as u64).rev() {
-        // What is left to ask, shared among the kills that are left: all of them happen, the last ones too.
-        let share = unkilled.good.saturating_sub(judge.good) * 3 / (left + 1) / 2;
+        // What is left to ask, shared among the kills that are left: all of them happen.
+        let share = until_last.saturating_sub(judge.good) * 3 / (left + 1) / 2;
         let target = server.answered() + dice.below(share + 1);
-        let mut child = cli::spawn(dir, &args);
         // Some processes die young: while they read their own files, or before that.
-        let goes_on = match dice.below(16) {
-            0 => {
-                std::thread::sleep(Duration::from_micros(dice.below(150_000)));
-                child.try_wait().expect("a child can be waited for").is_none()
-            }
-            _ => cli::progress(&mut child, || server.answered() >= target),
-        };
+        let young = (dice.below(16) == 0).then(|| Duration::from_micros(dice.below(150_000)));
+        let spawned = Instant::now();
+        let mut child = cli::spawn(dir, &args);
+        let goes_on = cli::progress(&mut child, || {
+            server.answered() >= target || young.is_some_and(|young| spawned.elapsed() >= young)
+        });
         if !goes_on {
             let ran = cli::wait(dir, &mut child);
             panic!("it ended with {left} kills to go: {ran:?}");
