@@ -3,43 +3,45 @@
 # Needs: python3, GNU time (apt install python3 time), and about 1.5 KB per row in ${TMPDIR:-/tmp}.
 # Usage: benches/ledger.sh [cost|resume]...   (default: both)
 #   ROWS   done rows of two Steps that are resumed (1000000)
-#   PAIRS  runs with the ledger, each beside one without (7)
+#   PAIRS  runs with the ledger, each beside one without (7), of COST_ROWS rows (100000)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --bins --example fake_engine
 source benches/common.sh
 ROWS=${ROWS:-1000000}
 PAIRS=${PAIRS:-7}
+COST_ROWS=${COST_ROWS:-100000}
 more=1000
 
 cost() {
-    echo "# 40,000 rows, one Step, a server without latency, 256 in flight; with the ledger and with --no-ledger, $PAIRS times in turn"
-    rows 40000 80 "$work/rows.jsonl"
+    echo "# $COST_ROWS rows, one Step, a server without latency, 256 in flight; with the ledger and with --no-ledger, $PAIRS times in turn"
+    rows "$COST_ROWS" 80 "$work/rows.jsonl"
     start_server --forget
-    : >"$work/times"
-    local begun ledger
+    local ledger pair
+    # The first pair warms up.
     for pair in $(seq 0 "$PAIRS"); do
         for ledger in "" --no-ledger; do
             rm -rf "$work/out"
             sync
-            begun=$EPOCHREALTIME
-            "$target/chainette" run --quiet $ledger "$work/step.yaml" "$work/rows.jsonl" "$work/out"
-            # The first pair warms up.
-            [ "$pair" = 0 ] || echo "${ledger:---ledger} $begun $EPOCHREALTIME" >>"$work/times"
+            /usr/bin/time -a -o "$work/times" -f "$pair ${ledger:---ledger} %e %U %S" \
+                "$target/chainette" run --quiet $ledger "$work/step.yaml" "$work/rows.jsonl" "$work/out"
         done
     done
     stop_server
-    python3 - "$work/times" <<'PY'
+    python3 - "$work/times" "$COST_ROWS" <<'PY'
 import statistics, sys
-seconds = {"--ledger": [], "--no-ledger": []}
+rates, cpu, rows = {}, {}, int(sys.argv[2])
 for line in open(sys.argv[1]):
-    kind, begun, ended = line.split()
-    seconds[kind].append(float(ended) - float(begun))
-kept, not_kept = seconds["--ledger"], seconds["--no-ledger"]
-for name, times in [("with the ledger", kept), ("--no-ledger", not_kept)]:
-    print(f"{name}: {' '.join(f'{time:.2f}' for time in times)} s, median {40000 / statistics.median(times):,.0f} rows/s")
-ratios = sorted(b / a for a, b in zip(kept, not_kept))
-print(f"rows/s with / without, by pair: {' '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f}")
+    pair, kind, seconds, user, system = line.split()
+    if pair != "0":
+        rates.setdefault(kind, []).append(rows / float(seconds))
+        cpu.setdefault(kind, []).append((float(user) + float(system)) / rows * 1e6)
+for kind in rates:
+    print(f"{kind[2:]}: {' '.join(f'{rate:,.0f}' for rate in rates[kind])} rows/s, median {statistics.median(rates[kind]):,.0f}; "
+          f"CPU time a row {statistics.median(cpu[kind]):.1f} us (median)")
+for name, of in [("rows/s", rates), ("CPU time a row", cpu)]:
+    ratios = sorted(kept / thrown for kept, thrown in zip(of["--ledger"], of["--no-ledger"]))
+    print(f"{name}, ledger / no-ledger by pair: {' '.join(f'{ratio:.3f}' for ratio in ratios)}; median {statistics.median(ratios):.3f}")
 PY
 }
 
