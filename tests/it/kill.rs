@@ -3,7 +3,7 @@
 //! `CHAINETTE_SOAK=1 cargo test --release --test it kill -- --nocapture` is the full size, 30,000 rows and 1,000
 //! kills for each format; `CHAINETTE_SOAK=3000x100` is any other.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::{Answer, Asked, Dice, Logged, TestServer};
+use crate::judge::{Judge, settle};
+use crate::server::{Answer, Asked, Dice, TestServer};
 use crate::{cli, harness};
 
 /// Requests in flight at most.
@@ -104,91 +105,23 @@ fn answer(asked: &Asked) -> Answer {
     .after(Duration::from_millis(1 + dice.below(8)))
 }
 
-/// Whose requests were asked again, and after which kill: the server's log, taken in piece by piece.
-#[derive(Debug, Default)]
-struct Judge {
-    /// By request (a part of its digest, and its attempt): the number of the process that asked it last, and
-    /// when it was answered.
-    asked: HashMap<(u64, u32), (usize, Option<Instant>)>,
-    /// When each process was killed, in turn.
-    killed: Vec<Instant>,
-    /// Requests asked again, by the kill that cost them.
-    per_kill: Vec<usize>,
-    requests: usize,
-    /// Different requests answered with 200.
-    good: u64,
-    /// Requests asked again that had been answered just before the kill.
-    answered: usize,
-    /// How long before it at most.
-    longest: Duration,
+/// The files of a finished OUT by name; of the metadata what no kill may change.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// The files in folders: what does not tell of the chain's text.
+fn shards(files: Files) -> Files {
+    files.into_iter().filter(|(name, _)| name.contains('/')).collect()
 }
 
-impl Judge {
-    /// Takes in what one process asked: all since the kill before.
-    fn take(&mut self, log: &[Logged]) {
-        let process = self.killed.len();
-        self.requests += log.len();
-        for line in log {
-            let (part, _) = line.digest.split_first_chunk().expect("32 bytes");
-            let key = (u64::from_le_bytes(*part), line.attempt);
-            let answered = line.answered.filter(|_| line.status == 200).is_some();
-            let Some((asker, before)) = self.asked.insert(key, (process, line.answered)) else {
-                self.good += u64::from(answered);
-                continue;
-            };
-            assert!(
-                asker < process,
-                "asked again though nothing was killed in between"
-            );
-            self.per_kill[asker] += 1;
-            match before {
-                None => self.good += u64::from(answered),
-                Some(at) => {
-                    self.answered += 1;
-                    self.longest = self.longest.max(self.killed[asker].saturating_duration_since(at));
-                }
-            }
-        }
-    }
-
-    fn kill(&mut self, at: Instant, log: &[Logged]) {
-        self.take(log);
-        self.killed.push(at);
-        self.per_kill.push(0);
-    }
-
-    fn asked_again(&self) -> usize {
-        self.per_kill.iter().sum()
-    }
-
-    fn most(&self) -> usize {
-        self.per_kill.iter().copied().max().unwrap_or(0)
-    }
-}
-
-/// Waits until nothing has arrived or been in flight for a while: what a dead process had sent may still be
-/// on its way to the server.
-fn settle(server: &TestServer) {
-    let (mut arrived, mut quiet) = (0, Instant::now());
-    while quiet.elapsed() < Duration::from_millis(25) {
-        std::thread::sleep(Duration::from_millis(2));
-        let (now, in_flight) = server.traffic();
-        if in_flight > 0 || now != arrived {
-            (arrived, quiet) = (now, Instant::now());
-        }
-    }
-}
-
-/// The files of a finished OUT as they are, and the metadata that no kill may change.
-fn same_files(dir: &Path) {
-    let (whole, out) = (harness::tree(&dir.join("whole")), harness::tree(&dir.join("out")));
+/// Panics with the place where files differ first.
+fn same_files(whole: &Files, out: &Files) {
     assert!(
         whole.keys().eq(out.keys()),
         "other files: {:?} and {:?}",
         whole.keys(),
         out.keys()
     );
-    for (name, expected) in &whole {
+    for (name, expected) in whole {
         let found = &out[name];
         let at = expected.iter().zip(found).take_while(|(a, b)| a == b).count();
         let near = |bytes: &[u8]| {
@@ -208,6 +141,19 @@ fn arguments<'a>(format: &'a str, out: &'a str, batch: &'a str, lines: &'a str) 
     let mut args = vec!["run", "chain.yaml", "in.jsonl", out, "--format", format];
     args.extend(["--batch-size", batch, "--max-lines-per-file", lines, "--quiet"]);
     args
+}
+
+/// Writes all outputs again from the answers on file, as for an edited chain: whatever the kills did, every
+/// answer is there.
+fn nothing_was_lost(dir: &Path, server: &TestServer, args: &[&str], expected: &Files) {
+    let chain = fs::read_to_string(dir.join("chain.yaml")).expect("the chain can be read");
+    let edited = chain.replace("else select(", "else  select(");
+    assert_ne!(chain, edited);
+    fs::write(dir.join("chain.yaml"), edited).expect("the chain can be written");
+    let ran = cli::run(dir, &[args, &["--resume"]].concat());
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert_eq!(server.traffic(), (0, 0), "answers were lost, and asked for again");
+    same_files(expected, &shards(harness::tree(&dir.join("out"))));
 }
 
 fn kill_and_go_on(format: &str) {
@@ -261,7 +207,9 @@ fn kill_and_go_on(format: &str) {
     assert_eq!(ran.code, Some(3), "{ran:?}");
     settle(&server);
     judge.take(&server.take_log());
-    same_files(dir);
+    let (whole, out) = (harness::tree(&dir.join("whole")), harness::tree(&dir.join("out")));
+    same_files(&whole, &out);
+    nothing_was_lost(dir, &server, &args, &shards(out));
 
     eprintln!(
         "{format}: {rows} rows, {kills} kills: {} requests, {:.1?}; asked again {}, at most {} after one kill; \

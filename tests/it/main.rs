@@ -39,6 +39,7 @@ mod https;
 mod inputs;
 mod invocations;
 mod jq;
+mod judge;
 mod kill;
 mod library;
 mod lines;
