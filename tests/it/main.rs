@@ -42,6 +42,7 @@ mod https;
 mod inputs;
 mod invocations;
 mod jq;
+mod judge;
 mod kill;
 mod ledger;
 mod library;
