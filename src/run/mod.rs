@@ -13,6 +13,7 @@ mod identity;
 mod limits;
 mod lock;
 mod metadata;
+mod outcomes;
 mod outdir;
 mod parking;
 mod session;
@@ -124,7 +125,7 @@ pub fn run(
             write_json(
                 &out.private,
                 &path,
-                &metadata(&plan, &out.identity, done, &timings),
+                &metadata(&config, &out, done, &timings)?,
                 true,
             )?;
         }
@@ -172,7 +173,7 @@ pub fn run(
         format: config.format.clone(),
     };
     let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
-    let outcomes = committer::open_outcomes(&out.private.join("outcomes"), checkpoint.outcomes)?;
+    let outcomes = outcomes::open(&out.private.join("outcomes"), checkpoint.outcomes)?;
     let ledger = if config.ledger && plan.asks(&plan.main.0) {
         let ordinal = if out.all_answers {
             0
@@ -192,7 +193,7 @@ pub fn run(
     write_json(
         &out.private,
         &metadata_path,
-        &metadata(&plan, &out.identity, &checkpoint, &timings),
+        &metadata(&config, &out, &checkpoint, &timings)?,
         true,
     )?;
 
@@ -262,7 +263,7 @@ pub fn run(
         write_json(
             &out.private,
             &metadata_path,
-            &metadata(&plan, &out.identity, &checkpoint, &timings),
+            &metadata(&config, &out, &checkpoint, &timings)?,
             true,
         )?;
     }
