@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod audit;
 mod broken_inputs;
 mod broker;
 mod chains;
