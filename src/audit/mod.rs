@@ -6,7 +6,9 @@
 mod error;
 mod outputs;
 mod shards;
+mod verify;
 
 pub use error::AuditError;
 pub use outputs::{Chain, Options, Outputs, RowTotals, Tokens};
 pub use shards::{Line, Lines};
+pub use verify::{Problem, ProblemKind, Verdict, verify};

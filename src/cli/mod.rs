@@ -13,6 +13,7 @@ mod printer;
 mod run;
 mod schema;
 mod screen;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -92,6 +93,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
     match command {
         Command::Run(args) => run::run(args, global, printer),
         Command::Inspect(args) => inspect::inspect(args, global, printer),
+        Command::Verify(args) => verify::verify(args, printer),
         Command::Engines(args) => engines::engines(args, printer),
         Command::Init(args) => init::init(args, printer),
         Command::Schema(args) => schema::schema(args, printer),

@@ -32,7 +32,8 @@ pub struct NodeCounts {
 }
 
 impl NodeCounts {
-    fn add(&mut self, fate: Fate, rows: u64) {
+    /// Adds rows with one fate.
+    pub(crate) fn add(&mut self, fate: Fate, rows: u64) {
         self.rows += rows;
         match fate {
             Fate::Emitted(children) => {

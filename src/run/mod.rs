@@ -31,8 +31,12 @@ pub use dispatcher::{Dispatcher, Interrupted, Moment, Signals, StatusLine};
 pub use error::RunError;
 pub use executor::Halt;
 pub use identity::Identity;
+pub(crate) use identity::VERSION as FILES_VERSION;
 pub use limits::ErrorLimit;
+pub(crate) use lock::is_locked;
 pub use metadata::rfc3339;
+pub(crate) use metadata::seals;
+pub(crate) use outcomes::{Digest as OutcomesDigest, Outcomes, Reader as OutcomesReader, Unread};
 pub use outdir::{Existing, OutDir};
 pub use watch::Tracker;
 

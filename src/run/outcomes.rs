@@ -334,7 +334,10 @@ impl Stream {
 impl Digest {
     /// Adds the outcomes of the next rows.
     pub(crate) fn push(&mut self, outcomes: &Outcomes) {
-        self.0.entry("input".to_owned()).or_default().push(&outcomes.input);
+        self.0
+            .entry("input".to_owned())
+            .or_default()
+            .push(&outcomes.input);
         for (id, runs) in &outcomes.nodes {
             self.0.entry(format!("node {id}")).or_default().push(runs);
         }
