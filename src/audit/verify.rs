@@ -20,7 +20,7 @@ pub use problems::{Problem, ProblemKind};
 use super::{AuditError, Outputs};
 use crate::event::{counted, thousands};
 use crate::row::RowId;
-use crate::run::{NodeCounts, OutcomesDigest, OutcomesReader, Unread};
+use crate::run::{NodeCounts, Outcomes, OutcomesDigest, OutcomesReader, Unread};
 use crate::sink::Rolled;
 use folder::{Folder, Form, Key, strays};
 use graph::Graph;
@@ -176,9 +176,10 @@ fn follow(
     let mut end = |folder: Folder<'_, RowId>| end(folder, followed, verdict, &mut found);
     nodes.into_iter().flatten().for_each(&mut end);
     flattened.into_iter().for_each(&mut end);
+    let kinds_are_known = !errors.has_gaps;
     self::end(errors, followed, verdict, &mut found);
     if followed {
-        sealed::check_counts(&sealed.metadata, &counts, &mut found);
+        sealed::check_counts(&sealed.metadata, &counts, kinds_are_known, &mut found);
     }
     verdict.rows = counts.rows_in;
     verdict.rows_out = counts.rows_out;
@@ -193,57 +194,74 @@ fn follow(
     Ok(found)
 }
 
-/// Follows all outcomes; true if they could be followed to their end.
+/// Follows all outcomes; true if they are those that were sealed, and could be followed to their end.
 fn outcomes(sealed: &Sealed, replay: &mut Replay<'_>) -> Result<bool, AuditError> {
     let path = sealed.outputs.out.join(OUTCOMES);
-    let mut reader = match OutcomesReader::open(&path) {
+    let mut digest = OutcomesDigest::default();
+    // What was changed is not followed: every row behind it would seem wrong.
+    let whole = each_commit(&path, &mut replay.found, |outcomes, _| {
+        digest.push(&outcomes);
+        true
+    })?;
+    let Some(rows) = whole else { return Ok(false) };
+    let bytes = fs::metadata(&path).map_err(AuditError::io(&path))?.len();
+    let said = sealed.metadata.pointer("/outcomes");
+    let problem = if said != Some(&json!({"rows": rows, "blake3": digest.finish()})) {
+        Some("it was changed: it is not what metadata.json seals".to_owned())
+    } else {
+        let other = sealed.outcomes.filter(|said| *said != bytes);
+        other.map(|said| format!("{} instead of {}", counted(bytes, "byte"), thousands(said)))
+    };
+    if let Some(problem) = problem {
+        replay
+            .found
+            .add(Problem::of(ProblemKind::Outcomes, OUTCOMES, problem));
+        return Ok(false);
+    }
+    let mut meanwhile = Problems::default();
+    let followed = each_commit(&path, &mut meanwhile, |outcomes, line| {
+        replay.follow(outcomes, line)
+    })?;
+    let (changed, _) = meanwhile.into_parts();
+    changed.into_iter().for_each(|problem| replay.found.add(problem));
+    Ok(followed.is_some())
+}
+
+/// Hands every commit of the outcomes on, with its line, while they are taken; gives the number of rows, or none if
+/// they cannot be read to their end, which is told then, or are not taken.
+fn each_commit(
+    path: &Path,
+    found: &mut Problems,
+    mut take: impl FnMut(Outcomes, u64) -> bool,
+) -> Result<Option<u64>, AuditError> {
+    let tell = |line: Option<u64>, text: String| Problem {
+        line,
+        ..Problem::of(ProblemKind::Outcomes, OUTCOMES, text)
+    };
+    let mut reader = match OutcomesReader::open(path) {
         Ok(reader) => reader,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let text = "it is missing: without it nobody can tell whether all rows are here";
-            replay
-                .found
-                .add(Problem::of(ProblemKind::Outcomes, OUTCOMES, text));
-            return Ok(false);
+            found.add(tell(None, text.to_owned()));
+            return Ok(None);
         }
-        Err(error) => return Err(AuditError::io(&path)(error)),
+        Err(error) => return Err(AuditError::io(path)(error)),
     };
-    let mut digest = OutcomesDigest::default();
     loop {
         match reader.next() {
             Ok(Some(outcomes)) => {
-                digest.push(&outcomes);
-                if !replay.follow(outcomes, reader.line()) {
-                    return Ok(false);
+                if !take(outcomes, reader.line()) {
+                    return Ok(None);
                 }
             }
-            Ok(None) => break,
-            Err(Unread::Io(error)) => return Err(AuditError::io(&path)(error)),
+            Ok(None) => return Ok(Some(reader.rows())),
+            Err(Unread::Io(error)) => return Err(AuditError::io(path)(error)),
             Err(Unread::Damaged(line, problem)) => {
-                let problem = Problem::of(
-                    ProblemKind::Outcomes,
-                    OUTCOMES,
-                    format!("it is damaged: {problem}"),
-                );
-                replay.found.add(problem.at(line));
-                return Ok(false);
+                found.add(tell(Some(line), format!("it is damaged: {problem}")));
+                return Ok(None);
             }
         }
     }
-    let said = sealed.metadata.pointer("/outcomes");
-    if said != Some(&json!({"rows": reader.rows(), "blake3": digest.finish()})) {
-        let text = "it was changed: it is not what metadata.json seals";
-        replay
-            .found
-            .add(Problem::of(ProblemKind::Outcomes, OUTCOMES, text));
-    }
-    let bytes = fs::metadata(&path).map_err(AuditError::io(&path))?.len();
-    if let Some(said) = sealed.outcomes.filter(|said| *said != bytes) {
-        let text = format!("{} instead of {}", counted(bytes, "byte"), thousands(said));
-        replay
-            .found
-            .add(Problem::of(ProblemKind::Outcomes, OUTCOMES, text));
-    }
-    Ok(true)
 }
 
 /// Reads what is left of a folder and adds what was good.

@@ -108,7 +108,7 @@ fn problems(verdict: &Verdict) -> String {
     text += "\n";
     text += match verdict.run_id.as_str() {
         // It could not be read; the problem says what to do.
-        "" => "nothing else was looked at: what a run is must be whole first\n",
+        "" => "nothing else was looked at\n",
         _ => {
             "restore the files from a copy; or remove what is said to be wrong and run the same command with\n\
              --resume, which writes all outputs again from the answers on file; or start again with --overwrite\n"

@@ -79,3 +79,4 @@ mod tape;
 mod templates;
 mod twins;
 mod unused;
+mod verify;

@@ -1,9 +1,11 @@
 //! The shards of one folder, read once from the first to the last: digests, lines, and the rows they hold in
 //! step with those that the outcomes tell of.
 
+use std::cmp::Ordering;
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fs_err::File;
 use rayon::prelude::*;
@@ -53,7 +55,7 @@ pub(super) enum Form {
 struct Shard {
     path: PathBuf,
     /// Its name below OUT.
-    file: String,
+    file: Arc<str>,
     rolled: Rolled,
 }
 
@@ -78,6 +80,14 @@ enum Rows {
     Parquet(Box<ShardRows>),
 }
 
+/// A line that was read.
+struct Line<K> {
+    file: Arc<str>,
+    number: u64,
+    /// None where it cannot be told which row it is.
+    key: Option<K>,
+}
+
 type Check<'a, K> = Box<dyn Fn(&[u8]) -> Checked<K> + Sync + 'a>;
 
 /// A folder on its way from the first line to the last.
@@ -87,15 +97,16 @@ pub(super) struct Folder<'a, K> {
     shards: VecDeque<Shard>,
     check: Check<'a, K>,
     open: Option<Open>,
-    /// Lines that were read and not taken, by number; none where it cannot be told which row it is.
-    block: VecDeque<(u64, Option<K>)>,
-    /// The shard of these lines.
-    file: String,
-    /// The line that was taken last.
-    line: u64,
+    /// Lines that were read and not taken.
+    block: VecDeque<Line<K>>,
+    /// Where the line stands that was taken last.
+    place: (Arc<str>, u64),
+    /// The row that was matched last.
     last: Option<K>,
     /// Rows of a shard that cannot be read: there is nothing to compare them with.
     unread: u64,
+    /// There were such rows.
+    pub(super) has_gaps: bool,
     /// Rows that were expected.
     pub(super) expected: u64,
     /// Rows that the metadata tells of.
@@ -117,7 +128,12 @@ impl<'a, K: Key> Folder<'a, K> {
     ) -> Self {
         let told = shards.iter().map(|(_, rolled)| rolled.rows).sum();
         let shards = shards.into_iter().map(|(path, rolled)| Shard {
-            file: path.strip_prefix(out).unwrap_or(&path).display().to_string(),
+            file: path
+                .strip_prefix(out)
+                .unwrap_or(&path)
+                .display()
+                .to_string()
+                .into(),
             path,
             rolled,
         });
@@ -128,10 +144,10 @@ impl<'a, K: Key> Folder<'a, K> {
             check,
             open: None,
             block: VecDeque::new(),
-            file: format!("{name}/"),
-            line: 0,
+            place: ("".into(), 0),
             last: None,
             unread: 0,
+            has_gaps: false,
             expected: 0,
             told,
             good_lines: 0,
@@ -147,7 +163,7 @@ impl<'a, K: Key> Folder<'a, K> {
         }
         loop {
             self.load(found);
-            let Some((line, key)) = self.block.front() else {
+            let Some(Line { file, number, key }) = self.block.front() else {
                 if self.unread > 0 {
                     self.unread -= 1;
                 } else {
@@ -156,28 +172,34 @@ impl<'a, K: Key> Folder<'a, K> {
                 }
                 return None;
             };
-            let line = *line;
             match key.as_ref().map(|key| key.cmp(want)) {
                 // A line that nobody can read takes the place of a row; it was told already.
                 None => {
                     self.take();
                     return None;
                 }
-                Some(std::cmp::Ordering::Equal) => {
+                Some(Ordering::Equal) => {
                     self.last = self.take();
                     return self.last.clone();
                 }
-                Some(std::cmp::Ordering::Less) => {
-                    self.refuse(found);
-                }
-                Some(std::cmp::Ordering::Greater) => {
-                    let found_row = key.as_ref().map(|key| key.row().to_string()).unwrap_or_default();
-                    let text = format!("it is missing: row {found_row} stands in its place");
-                    found.add(self.problem(line, text).row(want.row()));
+                Some(Ordering::Less) => self.refuse(found),
+                // One line too many, or one too few? The line behind it tells.
+                Some(Ordering::Greater) if self.is_next(want) => self.refuse(found),
+                Some(Ordering::Greater) => {
+                    let other = key.as_ref().map(|key| key.row().to_string()).unwrap_or_default();
+                    let text = format!("it is missing: row {other} stands in its place");
+                    let problem = Problem::of(ProblemKind::Row, &**file, text).at(*number);
+                    found.add(problem.row(want.row()));
                     return None;
                 }
             }
         }
+    }
+
+    /// True if the line behind the next one is that of a row.
+    fn is_next(&self, want: &K) -> bool {
+        let second = self.block.get(1).and_then(|line| line.key.as_ref());
+        second.is_some_and(|key| key.cmp(want) == Ordering::Equal)
     }
 
     /// Reads what is left, in which no row is expected any more; with `compare` each is told.
@@ -204,16 +226,13 @@ impl<'a, K: Key> Folder<'a, K> {
 
     /// A problem of the line that was taken last.
     pub(super) fn here(&self, kind: ProblemKind, text: impl Into<String>) -> Problem {
-        Problem::of(kind, &self.file, text).at(self.line)
-    }
-
-    fn problem(&self, line: u64, text: impl Into<String>) -> Problem {
-        Problem::of(ProblemKind::Row, &self.file, text).at(line)
+        let (file, number) = &self.place;
+        Problem::of(kind, &**file, text).at(*number)
     }
 
     fn take(&mut self) -> Option<K> {
-        let (line, key) = self.block.pop_front()?;
-        self.line = line;
+        let Line { file, number, key } = self.block.pop_front()?;
+        self.place = (file, number);
         key
     }
 
@@ -222,17 +241,15 @@ impl<'a, K: Key> Folder<'a, K> {
         let Some(key) = self.take() else { return };
         let text = match &self.last {
             Some(last) if *last == key => "it stands here again",
-            Some(last) if *last > key => {
-                "it stands behind a later row, where it was or should have been before"
-            }
-            _ => "it should not be here: the run left no such row",
+            Some(last) if *last > key => "it should not be here: it stands behind a later row",
+            _ => "it should not be here",
         };
-        found.add(self.problem(self.line, text).row(key.row()));
+        found.add(self.here(ProblemKind::Row, text).row(key.row()));
     }
 
-    /// Sees to it that there is a line to take, unless there is none.
+    /// Sees to it that there is a line to take, and one behind it, unless there is none.
     fn load(&mut self, found: &mut Problems) {
-        while self.block.is_empty() && self.unread == 0 {
+        while self.block.len() < 2 && self.unread == 0 {
             let Some(mut open) = self.open.take().or_else(|| self.next_shard(found)) else {
                 // A shard that cannot be read is passed over; others may follow.
                 if self.shards.is_empty() {
@@ -245,8 +262,9 @@ impl<'a, K: Key> Folder<'a, K> {
                 Ok(false) => self.close(open, found),
                 Err(problem) => {
                     self.unread += open.shard.rolled.rows.saturating_sub(open.lines);
+                    self.has_gaps = true;
                     let text = format!("it cannot be read ({problem})");
-                    found.add(Problem::of(ProblemKind::Shard, &open.shard.file, text));
+                    found.add(Problem::of(ProblemKind::Shard, &*open.shard.file, text));
                 }
             }
         }
@@ -257,23 +275,19 @@ impl<'a, K: Key> Folder<'a, K> {
         let shard = self.shards.pop_front()?;
         let folder = self.name.trim_end_matches('/');
         match Rows::open(&shard, self.form, folder) {
-            Ok(Opened::Rows(rows)) => {
-                self.file.clone_from(&shard.file);
-                Some(Open {
-                    shard,
-                    rows,
-                    lines: 0,
-                    altered: false,
-                })
-            }
+            Ok(Opened::Rows(rows)) => Some(Open {
+                shard,
+                rows,
+                lines: 0,
+                altered: false,
+            }),
             Ok(Opened::Bytes) => {
                 self.good_shards += 1;
                 None
             }
             Ok(Opened::Altered(rows, problem)) => {
-                found.add(Problem::of(ProblemKind::Shard, &shard.file, problem));
+                found.add(Problem::of(ProblemKind::Shard, &*shard.file, problem));
                 let rows = rows?;
-                self.file.clone_from(&shard.file);
                 Some(Open {
                     shard,
                     rows,
@@ -283,7 +297,8 @@ impl<'a, K: Key> Folder<'a, K> {
             }
             Err(problem) => {
                 self.unread += shard.rolled.rows;
-                found.add(Problem::of(ProblemKind::Shard, &shard.file, problem));
+                self.has_gaps = true;
+                found.add(Problem::of(ProblemKind::Shard, &*shard.file, problem));
                 None
             }
         }
@@ -358,14 +373,18 @@ impl<'a, K: Key> Folder<'a, K> {
                 None => self.good_lines += 1,
                 Some(problem) => {
                     let mut problem =
-                        Problem::of(ProblemKind::Line, &open.shard.file, problem).at(open.lines);
+                        Problem::of(ProblemKind::Line, &*open.shard.file, problem).at(open.lines);
                     if let Some(key) = &key {
                         problem = problem.row(key.row());
                     }
                     found.add(problem);
                 }
             }
-            self.block.push_back((open.lines, key));
+            self.block.push_back(Line {
+                file: open.shard.file.clone(),
+                number: open.lines,
+                key,
+            });
         }
         Ok(true)
     }
@@ -399,7 +418,7 @@ impl<'a, K: Key> Folder<'a, K> {
                 problem.map_or(lines.clone(), |problem| format!("{problem}; {lines}"))
             }
         };
-        found.add(Problem::of(ProblemKind::Shard, &shard.file, problem));
+        found.add(Problem::of(ProblemKind::Shard, &*shard.file, problem));
     }
 }
 
