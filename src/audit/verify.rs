@@ -19,6 +19,7 @@ pub use problems::{Problem, ProblemKind};
 
 use super::{AuditError, Outputs};
 use crate::event::{counted, thousands};
+use crate::node::output::BranchCounts;
 use crate::row::RowId;
 use crate::run::{NodeCounts, Outcomes, OutcomesDigest, OutcomesReader, Unread};
 use crate::sink::Rolled;
@@ -46,6 +47,8 @@ pub struct Verdict {
     pub rows_failed: u64,
     /// Fates by node, in chain order, as the outcomes tell them; tokens as `metadata.json` does.
     pub nodes: IndexMap<String, NodeCounts>,
+    /// How rows came to each branch, in chain order, and what came of them there.
+    pub branches: IndexMap<String, BranchCounts>,
     /// Lines of `errors/` by kind.
     pub errors: IndexMap<String, u64>,
     /// Shards whose bytes are those that were written.
@@ -98,6 +101,7 @@ pub fn verify(out: &Path) -> Result<Verdict, AuditError> {
         rows_out: 0,
         rows_failed: 0,
         nodes: IndexMap::new(),
+        branches: IndexMap::new(),
         errors: IndexMap::new(),
         shards: 0,
         lines: 0,
@@ -185,6 +189,7 @@ fn follow(
     verdict.rows_out = counts.rows_out;
     verdict.rows_failed = counts.rows_failed;
     verdict.nodes = counts.nodes;
+    verdict.branches = counts.branches;
     for (id, node) in &mut verdict.nodes {
         if let Some(said) = outputs.nodes.get(id) {
             (node.prompt_tokens, node.completion_tokens) = (said.prompt_tokens, said.completion_tokens);

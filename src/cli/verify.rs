@@ -36,11 +36,16 @@ pub(crate) fn verify(args: &VerifyArgs, printer: Printer) -> Exit {
 /// What was proven, a line for the whole and one for each node at which something was lost.
 fn proof(verdict: &Verdict) -> String {
     let Verdict { rows, nodes, .. } = verdict;
+    let mut places = counted(nodes.len() as u64, "node");
+    match verdict.branches.len() {
+        0 => {}
+        1 => places += " and 1 branch",
+        n => places += &format!(" and {n} branches"),
+    }
     let mut text = format!(
-        "{}: {}, each accounted for once at {}; {} as written; ",
+        "{}: {}, each accounted for once at {places}; {} as written; ",
         name(verdict),
         counted(*rows, "row"),
-        counted(nodes.len() as u64, "node"),
         counted(verdict.shards, "shard"),
     );
     text += &match (&verdict.sink, verdict.lines) {

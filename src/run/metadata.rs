@@ -7,7 +7,7 @@ use super::checkpoint::{Checkpoint, pretty};
 use super::config::RunConfig;
 use super::counts::Counts;
 use super::identity::engine_identity;
-use super::{OutDir, RunError, outcomes};
+use super::{ErrorLimit, OutDir, RunError, outcomes};
 use crate::node::timing::Timing;
 use crate::plan::Plan;
 use crate::spec::{Concurrency, EngineSpec};
@@ -145,7 +145,18 @@ fn configuration(config: &RunConfig) -> Value {
         (engine.name.clone(), shown)
     };
     let engines: Map<String, Value> = config.plan.engines.iter().map(engine).collect();
-    json!({ "batch_size": config.batch_size, "ledger": config.ledger, "engines": engines })
+    let max_errors = match config.errors {
+        ErrorLimit::Hopeless => Value::Null,
+        ErrorLimit::FailFast => json!(0),
+        ErrorLimit::Rows(rows) => json!(rows),
+        ErrorLimit::Percent(percent) => json!(format!("{percent}%")),
+    };
+    json!({
+        "batch_size": config.batch_size,
+        "max_errors": max_errors,
+        "ledger": config.ledger,
+        "engines": engines,
+    })
 }
 
 /// What tells that `metadata.json` was changed.

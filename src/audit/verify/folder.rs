@@ -16,6 +16,7 @@ use crate::audit::AuditError;
 use crate::event::{counted, thousands};
 use crate::row::RowId;
 use crate::sink::{Rolled, ShardRows};
+use crate::source::SourceError;
 
 /// What is read at a time of JSON lines, and of Parquet.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -357,7 +358,7 @@ impl<'a, K: Key> Folder<'a, K> {
                             lines.push(line);
                         }
                         Ok(None) => break,
-                        Err(error) => return Err(error.to_string()),
+                        Err(error) => return Err(problem_of(error)),
                     }
                 }
                 if lines.is_empty() {
@@ -453,13 +454,21 @@ impl Rows {
         if form == Form::Opaque {
             return Ok(problem.map_or(Opened::Bytes, |problem| Opened::Altered(None, problem)));
         }
-        let rows = ShardRows::open(&shard.path, folder).map_err(|error| error.to_string());
+        let rows = ShardRows::open(&shard.path, folder).map_err(problem_of);
         match (rows, problem) {
             (Ok(rows), None) => Ok(Opened::Rows(Self::Parquet(Box::new(rows)))),
             (Ok(rows), Some(problem)) => Ok(Opened::Altered(Some(Self::Parquet(Box::new(rows))), problem)),
             (Err(error), None) => Err(format!("it cannot be read ({error})")),
             (Err(_), Some(problem)) => Err(format!("{problem}; it cannot be read")),
         }
+    }
+}
+
+/// What is wrong with a Parquet file, whose name is told anyway.
+fn problem_of(error: SourceError) -> String {
+    match error {
+        SourceError::Unreadable { problem, .. } => problem,
+        other => other.to_string(),
     }
 }
 
