@@ -9,7 +9,7 @@ use crate::row::{ErrorKind, Record, RowError, RowId};
 use crate::source::{Chunk, RawRow};
 
 use super::lines;
-use super::output::Output;
+use super::output::{Output, RowFate};
 use super::walk::{Origin, Walker};
 
 /// A row that is ready to go, or failed already.
@@ -82,7 +82,7 @@ impl Walker {
             Err(message) => message,
         };
         let shown = record.as_ref().map_err(|_| raw.as_slice());
-        out.input_row(true);
+        out.input_row(RowFate::Invalid);
         out.failure(None, ErrorKind::InvalidInput, &message);
         lines::bad_input(&mut out.errors, &id, &origin, &message, shown);
         Ok(())

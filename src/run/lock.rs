@@ -48,3 +48,12 @@ impl Lock {
         Ok(Self { _file: file })
     }
 }
+
+/// True when a process works on an OUT. Nothing is written.
+pub(crate) fn is_locked(private: &Path) -> bool {
+    let file = File::open(private.join("lock"));
+    file.is_ok_and(|file| {
+        let locked = file.file().try_lock_shared();
+        matches!(locked, Err(std::fs::TryLockError::WouldBlock))
+    })
+}

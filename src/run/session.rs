@@ -127,6 +127,7 @@ impl Session<'_> {
             checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,
             outcomes,
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
+            branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             ledger: ledger.clone(),
             limit: config.errors,
             events: events.clone(),

@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod audit;
 mod broken_inputs;
 mod broker;
 mod chains;
@@ -84,3 +85,4 @@ mod tape;
 mod templates;
 mod twins;
 mod unused;
+mod verify;
