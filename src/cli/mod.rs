@@ -4,6 +4,7 @@ mod args;
 mod check_rows;
 mod completions;
 mod csv_types;
+mod diff;
 mod dry_run;
 mod engines;
 mod help;
@@ -93,6 +94,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
         Command::Run(args) => run::run(args, global, printer),
         Command::Inspect(args) => inspect::inspect(args, global, printer),
         Command::Engines(args) => engines::engines(args, printer),
+        Command::Diff(args) => diff::diff(args, global, printer),
         Command::Init(args) => init::init(args, printer),
         Command::Schema(args) => schema::schema(args, printer),
         Command::Completions(args) => completions::completions(args, printer),

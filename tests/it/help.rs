@@ -4,7 +4,15 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 6] = ["run", "inspect", "engines", "init", "schema", "completions"];
+const COMMANDS: [&str; 7] = [
+    "run",
+    "inspect",
+    "engines",
+    "diff",
+    "init",
+    "schema",
+    "completions",
+];
 
 fn here(args: &[&str]) -> (i32, String, String) {
     invoke(Path::new("."), args)
@@ -97,6 +105,8 @@ fn usage_errors_exit_2_and_say_what_to_do() {
         &["inspect", "c", "--rows", "5"],
         &["inspect", "c", "--input", "x", "--rows", "0"],
         &["engines", "c", "--timeout", "soon"],
+        &["diff", "out"],
+        &["diff", "a", "b", "--sample", "some"],
         &["completions"],
         &["schema", "surplus"],
     ] {
@@ -127,6 +137,7 @@ fn json_logs_keep_stderr_json() {
         &["inspect", "--json-logs", "no-such-chain.yaml"],
         &["engines", "--json-logs", "no-such-chain.yaml"],
         &["init", "--json-logs", "/proc/version/x"],
+        &["diff", "--json-logs", "no-such-out", "no-such-out"],
     ] {
         let (code, stdout, stderr) = here(args);
         assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");
