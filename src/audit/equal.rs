@@ -77,7 +77,8 @@ fn same_number(a: &str, b: &str, typed: bool) -> bool {
     }
     let fraction = |raw: &str| raw.bytes().any(|b| matches!(b, b'.' | b'e' | b'E'));
     match (a.parse::<f64>(), b.parse::<f64>()) {
-        (Ok(x), Ok(y)) if x == y => {
+        // Beyond a double all are the same infinity.
+        (Ok(x), Ok(y)) if x == y && x.is_finite() => {
             (fraction(a) && fraction(b)) || ((fraction(a) || fraction(b)) && x.abs() < EXACT)
         }
         _ => false,
