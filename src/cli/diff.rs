@@ -9,6 +9,9 @@ use crate::report::{self, Style, speaks_unicode};
 /// The width of the report where no terminal has another one.
 const COLUMNS: usize = 80;
 
+/// No report is narrower.
+const NARROWEST: usize = 40;
+
 /// Compares two finished runs. Nothing is written.
 pub(crate) fn diff(args: &DiffArgs, global: &Global, printer: Printer) -> Exit {
     let diff = match compare(args) {
@@ -27,10 +30,12 @@ pub(crate) fn diff(args: &DiffArgs, global: &Global, printer: Printer) -> Exit {
             }
         }
     } else {
-        let stdout = console::Term::stdout();
-        let width = stdout
-            .size_checked()
-            .map_or(COLUMNS, |(_, columns)| usize::from(columns));
+        let size = console::Term::stdout().size_checked();
+        // A terminal may say that it has no columns.
+        let columns = size
+            .map(|(_, columns)| usize::from(columns))
+            .filter(|columns| *columns > 0);
+        let width = columns.map_or(COLUMNS, |columns| columns.max(NARROWEST));
         report::diff(&diff, style(global), width)
     };
     match printer.result(&text) {

@@ -57,6 +57,7 @@ fn made(diff: &Diff, style: Style, width: usize) -> String {
         same_graph,
         nodes_only_a,
         nodes_only_b,
+        chain: itself,
         changed,
         engines,
         vars,
@@ -73,21 +74,28 @@ fn made(diff: &Diff, style: Style, width: usize) -> String {
         let names = [&diff.a.chain, &diff.b.chain].map(|name| printable(name));
         chain.push(("chain", format!("`{}` {arrow} `{}`", names[0], names[1])));
     }
-    for (which, nodes) in [("only in A", nodes_only_a), ("only in B", nodes_only_b)] {
-        if !nodes.is_empty() {
-            chain.push(("chain", format!("{which}: {}", nodes.join(", "))));
-        }
+    let named = [
+        ("only in A", nodes_only_a.as_slice()),
+        ("only in B", nodes_only_b),
+        (
+            "the chain itself",
+            itself.strip_prefix(&["name".to_owned()]).unwrap_or(itself),
+        ),
+    ];
+    let named = named.into_iter().chain(
+        changed
+            .iter()
+            .map(|changed| (changed.id.as_str(), changed.keys.as_slice())),
+    );
+    for (what, names) in named.filter(|(_, names)| !names.is_empty()) {
+        chain.push(("chain", printable(&format!("{what}: {}", names.join(", ")))));
     }
-    let changed = changed
-        .iter()
-        .map(|changed| format!("{}: {}", changed.id, changed.keys.join(", ")));
-    chain.extend(changed.map(|text| ("chain", text)));
     if chain.is_empty() {
         let text = match (same_graph, same_chain_file) {
             (true, true) => "the same",
             (true, false) => "the files differ, what they mean does not",
-            // Both names of a moved node stand in both, and models may change what no node shows.
-            (false, _) => "its models, its input model or the order of its nodes differ",
+            (false, _) if !engines.is_empty() => "the same but for its engines",
+            (false, _) => "the graphs differ",
         };
         chain.push(("chain", text.into()));
     }
@@ -150,7 +158,7 @@ fn rows(diff: &Diff, style: Style) -> String {
         })
         .collect();
     let mut columns = vec![
-        Column::words("rows", folders.iter().map(|folder| folder.folder.clone())),
+        Column::words("rows", folders.iter().map(|folder| printable(&folder.folder))),
         column("only in A", |f| f.only_a, Which::A).tinted(Tint::Red),
         column("only in B", |f| f.only_b, Which::B).tinted(Tint::Green),
         column("equal", |f| f.equal, Which::Both),
@@ -183,7 +191,7 @@ fn fields(diff: &Diff, style: Style) -> String {
                 });
             let note = only.collect::<Vec<_>>().join(", ");
             let field = style.cut(&printable(field), 2 * NAME);
-            line([name.to_owned(), field, thousands(count.rows), note]);
+            line([printable(name), field, thousands(count.rows), note]);
             name = "";
         }
         let more = folder.fields.len().saturating_sub(FIELDS);
@@ -222,9 +230,14 @@ fn failures(diff: &Diff, style: Style) -> String {
     let columns = [
         Column::words(
             "failures",
-            all().map(|failure| failure.node.clone().unwrap_or_else(|| "(input)".into())),
+            all().map(|failure| {
+                failure
+                    .node
+                    .as_deref()
+                    .map_or_else(|| "(input)".into(), printable)
+            }),
         ),
-        Column::words("", all().map(|failure| failure.kind.clone())),
+        Column::words("", all().map(|failure| printable(&failure.kind))),
         Column::new("only in A", all().map(|failure| thousands(failure.only_a))).tinted(Tint::Green),
         Column::new("only in B", all().map(|failure| thousands(failure.only_b))).tinted(Tint::Red),
         Column::new("in both", all().map(|failure| thousands(failure.both))),
@@ -245,7 +258,7 @@ fn tokens(diff: &Diff, style: Style) -> String {
     let percent = |percent: Option<f64>| percent.map(change).unwrap_or_default();
     let (prompt, completion) = (|t: Tokens| t.prompt, |t: Tokens| t.completion);
     let columns = [
-        Column::words("tokens", all().map(|step| step.node.clone())),
+        Column::words("tokens", all().map(|step| printable(&step.node))),
         Column::new("prompts in A", all().map(|step| count(step.a, prompt))),
         Column::new("in B", all().map(|step| count(step.b, prompt))),
         Column::new("", all().map(|step| percent(step.prompt_percent))),
@@ -268,7 +281,7 @@ fn change(percent: f64) -> String {
 /// The result in one line.
 fn verdict(diff: &Diff, style: Style) -> String {
     let differing = diff.folders.iter().filter(|folder| !folder.is_same());
-    let names: Vec<String> = differing.map(|folder| format!("{}/", folder.folder)).collect();
+    let names: Vec<String> = differing.map(|folder| printable(&folder.folder) + "/").collect();
     match names.as_slice() {
         [] => style.paint(Tint::Green, "the outputs are the same") + "\n",
         names => format!(

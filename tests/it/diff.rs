@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{BINARY, Bench, COPY, Ran, rows};
+use crate::harness::{BINARY, Bench, COPY, Ran, echo, rows, two_steps};
 use crate::server::{Answer, TestServer};
 
 /// Runs a chain over an input into a folder.
@@ -165,14 +165,26 @@ fn how_the_runs_were_made() {
     }
     let found = json(&bench, &["a", "b"]);
     assert_eq!(
-        (&found["made"]["same_graph"], &found["made"]["changed"]),
-        (&json!(false), &json!([]))
+        (&found["made"]["chain"], &found["made"]["changed"]),
+        (&json!(["input_model"]), &json!([]))
     );
     let said = diff(&bench, &["a", "b"]).stdout;
     assert!(
-        said.contains("chain    its models, its input model or the order of its nodes differ\n"),
+        said.contains("chain    the chain itself: input_model\n"),
         "{said}"
     );
+    let server = echo();
+    let asks = two_steps(&server).to_string();
+    bench.write("asks.yaml", &asks);
+    bench.write(
+        "asks-another.yaml",
+        asks.replace("\"model\":\"m\"", "\"model\":\"m2\""),
+    );
+    run(&bench, "asks.yaml", "in.jsonl", "asks", &[]);
+    run(&bench, "asks-another.yaml", "in.jsonl", "asks-another", &[]);
+    let said = diff(&bench, &["asks", "asks-another"]).stdout;
+    let head = "chain    the same but for its engines\nengine   e.model: \"m\" → \"m2\"\n";
+    assert!(said.contains(head), "{said}");
     let found = json(&bench, &["a", "c"]);
     let changed = json!([{"id": "one", "keys": ["apply"]}, {"id": "side", "keys": ["when"]}]);
     assert_eq!(

@@ -17,6 +17,9 @@ pub struct Made {
     pub nodes_only_a: Vec<String>,
     /// Nodes that A's chain does not have, in chain order.
     pub nodes_only_b: Vec<String>,
+    /// What differs in the chain itself, as `graph.json` calls it: `name`, `input_model`, `models`, and `main` for
+    /// the order of its nodes, where both have the same ones.
+    pub chain: Vec<String>,
     /// Nodes and branches of both that differ, in chain order.
     pub changed: Vec<Changed>,
     /// Backends and models of engines that differ, under `<engine>.backend` and `<engine>.model`.
@@ -79,7 +82,12 @@ impl Made {
                 (!keys.is_empty()).then_some(Changed { id, keys })
             }));
         }
+        let same_nodes = a.nodes.keys().eq(b.nodes.keys());
+        let keys = ["name", "input_model", "models", "main"];
+        let chain = keys.into_iter().filter(|key| *key != "main" || same_nodes);
+        let chain = chain.filter(|key| a.graph.get(*key) != b.graph.get(*key));
         Self {
+            chain: chain.map(str::to_owned).collect(),
             same_chain_file: a.chain.digest == b.chain.digest,
             same_graph: a.chain.graph_digest == b.chain.graph_digest,
             nodes_only_a: only(a, b),

@@ -15,30 +15,29 @@ const NARROW: usize = 8;
 
 /// The first rows of a folder that differ.
 pub(super) fn sample(folder: &FolderDiff, style: Style, width: usize) -> String {
+    let name = printable(&folder.folder);
     let mut out = String::new();
     let parts = [
-        ("that differ", folder.different, &folder.sample.different),
-        ("only in A", folder.only_a, &folder.sample.only_a),
-        ("only in B", folder.only_b, &folder.sample.only_b),
+        (None, folder.different, &folder.sample.different),
+        (Some("only in A"), folder.only_a, &folder.sample.only_a),
+        (Some("only in B"), folder.only_b, &folder.sample.only_b),
     ];
     for (what, count, rows) in parts {
         if rows.is_empty() {
             continue;
         }
         let shown = rows.len() as u64;
-        let head = match shown < count {
-            true if shown == 1 => format!("{}: the first of {} {what}", folder.folder, counted(count, "row")),
-            true => format!(
-                "{}: the first {shown} of {} {what}",
-                folder.folder,
-                counted(count, "row")
-            ),
-            false => format!("{}: {} {what}", folder.folder, counted(count, "row")),
+        let first = match shown {
+            _ if shown == count => String::new(),
+            1 => "the first of ".into(),
+            _ => format!("the first {shown} of "),
         };
-        let head = match (count, what) {
-            (1, "that differ") => head.replace("that differ", "that differs"),
-            _ => head,
-        };
+        let differs = if count == 1 { "that differs" } else { "that differ" };
+        let head = format!(
+            "{name}: {first}{} {}",
+            counted(count, "row"),
+            what.unwrap_or(differs)
+        );
         out += &(style.paint(Tint::Dim, &head) + "\n");
         if rows
             .iter()
@@ -60,10 +59,10 @@ fn sample_row(row: &SampleRow, style: Style, width: usize) -> String {
         let node = failure.node.as_deref().unwrap_or("(input)");
         head += &format!("  {node}  {}", failure.kind);
         if row.fields.is_empty() {
-            head += &format!(": {}", printable(&failure.message));
+            head += &format!(": {}", failure.message);
         }
     }
-    let mut out = style.cut(&head, width) + "\n";
+    let mut out = style.cut(&printable(&head), width) + "\n";
     let shown = row.fields.get(..FIELDS).unwrap_or(&row.fields);
     let names = shown.iter().map(|pair| style.cut(&printable(&pair.field), NAME));
     let names: Vec<String> = names.collect();
