@@ -263,7 +263,8 @@ impl Outputs {
             "jsonl" | "parquet" => Ok(()),
             sink => Err(AuditError::Custom {
                 out: self.out.clone(),
-                sink: sink.to_owned(),
+                // OUT may come from anywhere, and this goes to a terminal.
+                sink: sink.replace(char::is_control, " "),
             }),
         }
     }
