@@ -83,6 +83,12 @@ pub(crate) enum Command {
     /// never shown, only whether they are set.
     #[command(after_long_help = help::ENGINES)]
     Engines(EnginesArgs),
+    /// Compare two finished runs: rows, fields, failures and tokens
+    ///
+    /// For those who changed a prompt or a model and want to see what that changed. Rows are compared by
+    /// their row ids, values as JSON; one run may be JSONL and the other Parquet.
+    #[command(after_help = help::DIFF, after_long_help = help::DIFF_LONG)]
+    Diff(DiffArgs),
     /// Write a starter chain that runs at once
     #[command(after_long_help = help::INIT)]
     Init(InitArgs),
@@ -221,6 +227,20 @@ pub(crate) struct EnginesArgs {
 fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time span; write a number with a unit: `500ms`, `10s`, `5min`");
     parse_duration(text).ok_or_else(wrong)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The folder OUT of a finished run
+    pub(crate) out_a: PathBuf,
+    /// The folder OUT of another one
+    pub(crate) out_b: PathBuf,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show the first N rows that differ, by folder
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) sample: usize,
 }
 
 #[derive(Debug, Args)]
