@@ -173,6 +173,7 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                 Some(
                     RunError::TooManyErrors { .. }
                     | RunError::Damaged { .. }
+                    | RunError::Gone { .. }
                     | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
                 ) => "",
                 Some(error) => again(error),
@@ -190,7 +191,9 @@ const GOES_ON: &str = "\n  the same command goes on where this stopped";
 fn again(error: &RunError) -> &'static str {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     let mut kinds = causes.filter_map(|cause| {
-        let shared = cause.downcast_ref::<Arc<std::io::Error>>().map(|shared| &**shared);
+        let shared = cause
+            .downcast_ref::<Arc<std::io::Error>>()
+            .map(|shared| &**shared);
         Some(shared.or_else(|| cause.downcast_ref())?.kind())
     });
     if kinds.any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {

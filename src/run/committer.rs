@@ -15,6 +15,7 @@ use super::RunError;
 use super::answers::Ledger;
 use super::checkpoint::{Checkpoint, Checkpointer, Job};
 use super::limits::ErrorLimit;
+use super::lock::Holding;
 use super::parking::{Parked, Parking};
 use crate::event::{Event, EventSender, counted, thousands};
 use crate::failpoint;
@@ -122,6 +123,7 @@ pub(super) struct Committer {
     pub(super) checkpoint: Checkpoint,
     pub(super) checkpointer: Checkpointer,
     pub(super) outcomes: File,
+    pub(super) holding: Holding,
     pub(super) nodes: Vec<String>,
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) limit: ErrorLimit,
@@ -158,6 +160,8 @@ impl Committer {
             // After any other failure nothing more is named: the last checkpoint stands.
             Err(error) => Err(error),
         };
+        // Whatever could not be done in an OUT that is gone, that is why.
+        let result = result.or_else(|error| self.holding.check().and(Err(error)));
         (self.checkpoint, result)
     }
 
@@ -276,6 +280,7 @@ impl Committer {
             return Ok(false);
         };
         self.pass("commit.begun")?;
+        self.holding.check()?;
         self.writer.append(&output)?;
         self.pass("commit.appended")?;
         self.write_outcomes(&output)?;

@@ -15,6 +15,7 @@ use super::committer::{Committer, WaitingRows};
 use super::config::RunConfig;
 use super::dispatcher::{self, StatusLine};
 use super::executor::{Executor, Failure, FeedGauge, Halt};
+use super::lock::Holding;
 use super::outdir::OutDir;
 use super::parking::Parking;
 use super::watch;
@@ -116,14 +117,16 @@ impl Session<'_> {
         let waiting = Arc::new(WaitingRows::from(position.ordinal));
         waiting.errors.store(checkpoint.counts.errors, Ordering::Relaxed);
         let feed = FeedGauge::default();
+        let holding = Holding::of(&out.private, &out.path)?;
         let checkpoint_path = out.private.join("checkpoint.json");
         let committer = Committer {
             writer,
             started,
             seconds_before: checkpoint.times.seconds,
             checkpoint,
-            checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,
+            checkpointer: Checkpointer::start(&checkpoint_path, events.clone(), holding.clone())?,
             outcomes,
+            holding,
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
             ledger: ledger.clone(),
             limit: config.errors,
