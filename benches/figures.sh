@@ -1,49 +1,13 @@
 #!/usr/bin/env bash
 # Reruns every figure of BENCHMARKS.md, each beside its peer, in one run.
 # Needs: jq, python3, GNU time (apt install jq python3 time), and 3 GB in ${TMPDIR:-/tmp}.
-# Usage: benches/figures.sh [applies|step|straggler|processes|parquet|huge|compile]...   (default: all)
+# Usage: benches/figures.sh [applies|step|straggler|processes|parquet|huge|compile|ledger]...   (default: all)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --example fake_engine --example huge_batch_demo
 # Last and by itself: together with examples it would get what only tests have.
 cargo build --release --bins
-target=${CARGO_TARGET_DIR:-target}/release
-work=$(mktemp -d)
-server=
-cleanup() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
-    rm -rf "$work"
-}
-trap cleanup EXIT
-
-rows() { # rows COUNT CHARS FILE
-    python3 - "$@" <<'PY'
-import json, random, sys
-random.seed(1)
-letters = "abcdefghijklmnopqrstuvwxyz     "
-with open(sys.argv[3], "w") as out:
-    for n in range(int(sys.argv[1])):
-        out.write(json.dumps({"id": n, "text": "".join(random.choices(letters, k=int(sys.argv[2])))}) + "\n")
-PY
-}
-
-timed() { # timed NAME COMMAND...
-    local name=$1
-    shift
-    /usr/bin/time -f "$name: %e s, %U s user, %S s system, %M KB peak" "$@" >"$work/stdout" 2>"$work/stderr" || {
-        cat "$work/stderr"
-        return 1
-    }
-    tail -n 1 "$work/stderr"
-}
-
-start_server() { # start_server ARGS...
-    : >"$work/url"
-    "$target/examples/fake_engine" "$@" >"$work/url" 2>"$work/in_flight" &
-    server=$!
-    until [ -s "$work/url" ]; do sleep 0.05; done
-    sed "s#ENDPOINT#$(head -n 1 "$work/url")#" benches/one_step.yaml >"$work/step.yaml"
-}
+source benches/common.sh
 
 applies() {
     echo "# 1,000,000 rows x 200 characters, two jq Applies, all outputs written; jq beside it, three times"
@@ -63,8 +27,7 @@ step() {
         rm -rf "$work/out"
         timed "chainette $ledger" "$target/chainette" run --quiet $ledger "$work/step.yaml" "$work/rows.jsonl" "$work/out"
     done
-    kill "$server"
-    server=
+    stop_server
 }
 
 straggler() {
@@ -75,8 +38,7 @@ straggler() {
     rm -rf "$work/out"
     timed chainette "$target/chainette" run "$work/step.yaml" "$work/rows.jsonl" "$work/out"
     grep -E 'rows ·|finished' "$work/stderr" || true
-    kill "$server"
-    server=
+    stop_server
     # While there is enough to do: the seconds in which at least half of the slots are busy, but the first.
     awk '$1 >= 128 { n++; if (n > 1) { sum += $1; seconds++ } }
          END { printf "busy slots: %.1f of 256 (%.1f %%) over %d s\n", sum / seconds, sum / seconds / 2.56, seconds }' \
@@ -130,6 +92,10 @@ PY
     done
 }
 
-for figure in "${@:-applies step straggler processes parquet huge compile}"; do
+ledger() {
+    bash benches/ledger.sh
+}
+
+for figure in "${@:-applies step straggler processes parquet huge compile ledger}"; do
     for name in $figure; do "$name"; done
 done

@@ -35,6 +35,10 @@ pub enum Event {
         rows: u64,
         /// Answers in the ledger that will not be asked again.
         answers: u64,
+        /// Requests whose answers were on their way and may be asked again, at most; none if answers are not kept.
+        in_flight: Option<u64>,
+        /// Why it is taken up.
+        reason: Resumption,
     },
     /// A chunk was read and goes into the plan.
     ChunkStarted {
@@ -141,6 +145,31 @@ impl Event {
     }
 }
 
+/// Why a run is taken up again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumption {
+    /// It was not finished.
+    Same,
+    /// Its chain or input changed: it starts at its first row, with the answers on file.
+    Edited,
+    /// Failed rows are asked again, and the rest is made from the answers on file.
+    Retry {
+        /// Lines in `errors/`.
+        failures: u64,
+    },
+}
+
+impl Resumption {
+    /// The name in `resumed`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "unfinished",
+            Self::Edited => "edited",
+            Self::Retry { .. } => "retry_errors",
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RunState {
@@ -196,6 +225,8 @@ pub struct RunStats {
     pub rows_failed: u64,
     /// Input rows that were committed before this process started.
     pub rows_resumed: u64,
+    /// Answers that were on file and not asked for.
+    pub answers_reused: u64,
     /// Seconds of this process.
     pub seconds: f64,
     /// Tokens of the committed rows.

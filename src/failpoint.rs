@@ -5,6 +5,7 @@
 //! `kill` (as `kill -9`), `term` (SIGTERM to itself), `error`, `enospc` (the operation fails), `pause:<ms>`, or
 //! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile); several are separated by `;`. `CHAINETTE_FAILPOINT_LOG=<file>` lists the
 //! places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes checkpoints more often.
+//! `CHAINETTE_SEGMENT_BYTES=<n>` makes the ledger's segments smaller.
 //! `CHAINETTE_CLOCK=<±seconds>@<nth>[,…]` steps the wall clock from its nth reading on.
 
 use std::fmt::Display;
@@ -49,6 +50,21 @@ pub const POINTS: &[&str] = &[
     "spool.taken_over",
     "engine.awaited",
     "parking.parked",
+    "reuse.written",
+    "reuse.synced",
+    "reuse.renamed",
+    "reuse.dir_synced",
+    "ledger.opened",
+    "ledger.written",
+    "ledger.aliased",
+    "ledger.voided",
+    "ledger.synced",
+    "ledger.full_synced",
+    "ledger.segment_created",
+    "seal.begun",
+    "seal.written",
+    "seal.renamed",
+    "seal.removed",
     "commit.begun",
     "commit.appended",
     "commit.outcomes_written",
@@ -69,6 +85,17 @@ pub const POINTS: &[&str] = &[
     "spent.removing",
     "spent.removed",
     "session.ended",
+    "swap.written",
+    "swap.synced",
+    "swap.renamed",
+    "swap.dir_synced",
+    "swap.taken_out",
+    "swap.put_in",
+    "swap.lines_moved",
+    "swap.private_moved",
+    "swap.file_moved",
+    "swap.durable",
+    "swap.unmarked",
 ];
 
 /// A place at which a test may let the process die, or this fail.
@@ -85,6 +112,14 @@ pub(crate) fn hit(place: impl Display) -> io::Result<()> {
 #[inline(always)]
 pub(crate) fn hit(_place: impl Display) -> io::Result<()> {
     Ok(())
+}
+
+/// How many bytes a segment of the ledger holds that usually holds `usual`; a test may want fewer.
+pub(crate) fn segment_bytes(usual: u64) -> u64 {
+    #[cfg(feature = "failpoints")]
+    return armed::segment_bytes().unwrap_or(usual);
+    #[cfg(not(feature = "failpoints"))]
+    usual
 }
 
 /// How often something is done every `usual`; a test may want it more often.

@@ -76,6 +76,12 @@ pub(crate) enum Command {
     /// never shown, only whether they are set.
     #[command(after_long_help = help::ENGINES)]
     Engines(EnginesArgs),
+    /// Give back the disk space of a finished run's answers
+    ///
+    /// Outputs stay as they are. Without answers a changed chain asks everything again, and failed rows
+    /// cannot be asked again alone.
+    #[command(after_long_help = help::CLEAN)]
+    Clean(CleanArgs),
     /// Write a starter chain that runs at once
     #[command(after_long_help = help::INIT)]
     Init(InitArgs),
@@ -135,6 +141,12 @@ pub(crate) struct RunArgs {
     /// Questions that did not change are not asked again.
     #[arg(long, help_heading = "Resuming")]
     pub(crate) resume: bool,
+    /// Ask the failed rows of a former run again
+    ///
+    /// The outputs without these failures replace those that stand, as a whole and at the end. All other answers
+    /// come from the former run.
+    #[arg(long, conflicts_with_all = ["overwrite", "no_ledger"], help_heading = "Resuming")]
+    pub(crate) retry_errors: bool,
     /// Stop at the first failed row
     #[arg(long, conflicts_with = "max_errors", help_heading = "Errors")]
     pub(crate) fail_fast: bool,
@@ -205,6 +217,12 @@ pub(crate) struct EnginesArgs {
 fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time span; write a number with a unit: `500ms`, `10s`, `5min`");
     parse_duration(text).ok_or_else(wrong)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanArgs {
+    /// The folder of a finished run
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Args)]

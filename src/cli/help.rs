@@ -108,3 +108,9 @@ Exit codes:
   0  written
   1  a file could not be written
   2  a file is there already; nothing was written";
+
+pub(crate) const CLEAN: &str = "\
+Exit codes:
+  0  given back, or there was nothing to give back
+  1  a file could not be removed
+  2  no run, one that is not finished, or one that is in use; nothing was removed";

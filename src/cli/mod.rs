@@ -2,6 +2,7 @@
 
 mod args;
 mod check_rows;
+mod clean;
 mod completions;
 mod csv_types;
 mod dry_run;
@@ -93,6 +94,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
         Command::Run(args) => run::run(args, global, printer),
         Command::Inspect(args) => inspect::inspect(args, global, printer),
         Command::Engines(args) => engines::engines(args, printer),
+        Command::Clean(args) => clean::clean(args, printer),
         Command::Init(args) => init::init(args, printer),
         Command::Schema(args) => schema::schema(args, printer),
         Command::Completions(args) => completions::completions(args, printer),

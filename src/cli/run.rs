@@ -12,6 +12,7 @@ use crate::engine::broker::Broker;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
 use crate::report::{summary, thousands};
+use crate::row;
 use crate::run::{
     Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
 };
@@ -78,6 +79,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, true) => Existing::Keep,
             (false, false) => Existing::Same,
         },
+        retry_errors: args.retry_errors,
         format: match args.format {
             Format::Jsonl => sink::Format::Jsonl,
             Format::Parquet => sink::Format::Parquet,
@@ -142,7 +144,14 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
             let (rows, are) = (counted(rows_failed, "row"), are(rows_failed));
-            printer.notice(&format!("{rows} {are} in {out}/errors/"));
+            // What an engine said once it may not say again; an Apply will.
+            let by_engine = row::ErrorKind::ALL.into_iter().filter(|kind| kind.is_of_engine());
+            let mut by_engine = by_engine.filter(|kind| counts.kinds.contains_key(kind.as_str()));
+            let hint = match by_engine.next() {
+                Some(_) if !args.no_ledger => "; the same command with --retry-errors asks them again",
+                _ => "",
+            };
+            printer.notice(&format!("{rows} {are} in {out}/errors/{hint}"));
             Exit::RowErrors
         }
         (RunState::Finished, _) => {

@@ -27,6 +27,9 @@ static EVERY: LazyLock<Option<Duration>> = LazyLock::new(|| {
     let ms = env::var("CHAINETTE_CHECKPOINT_EVERY").ok()?.parse().ok()?;
     Some(Duration::from_millis(ms))
 });
+/// Bytes of a segment of the ledger.
+static SEGMENT: LazyLock<Option<u64>> =
+    LazyLock::new(|| env::var("CHAINETTE_SEGMENT_BYTES").ok()?.parse().ok());
 /// The steps of the clock: seconds, and from which reading on.
 static STEPS: LazyLock<Vec<(i64, u64)>> = LazyLock::new(|| {
     let text = env::var("CHAINETTE_CLOCK").unwrap_or_default();
@@ -109,6 +112,11 @@ pub(super) fn hit(place: &dyn Display) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// See [`super::segment_bytes`].
+pub(super) fn segment_bytes() -> Option<u64> {
+    *SEGMENT
 }
 
 /// See [`super::every`].

@@ -17,7 +17,7 @@ pub struct AnswerKey<'a> {
     pub row_id: &'a RowId,
     /// The try at this Step, from 0.
     pub turn: u32,
-    /// [`crate::engine::Rendered::digest`] of the request: an answer to another question is none.
+    /// Digest of the request and of who is asked: an answer to another question, or of another engine, is none.
     pub digest: [u8; 32],
 }
 
@@ -45,10 +45,23 @@ pub enum Answer {
 /// The ledger as a Step sees it.
 pub trait Answers: Send + Sync {
     /// The answer a former run got to exactly this request.
-    fn find(&self, key: &AnswerKey<'_>) -> Option<Answer>;
+    ///
+    /// # Errors
+    /// That it is used again could not be kept.
+    fn find(&self, key: &AnswerKey<'_>) -> io::Result<Option<Answer>>;
 
     /// Keeps an answer; it is used only after this returned.
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Told that a row fails at a Step with answers that were found: true if they are given up, and the row is to be
+    /// asked again from its first try.
+    ///
+    /// # Errors
+    /// The decision could not be kept.
+    fn again(&self, node: &str, row_id: &RowId) -> io::Result<bool> {
+        let _ = (node, row_id);
+        Ok(false)
+    }
 }
 
 /// No ledger (`--no-ledger`): finds nothing, keeps nothing.
@@ -56,8 +69,8 @@ pub trait Answers: Send + Sync {
 pub struct NoAnswers;
 
 impl Answers for NoAnswers {
-    fn find(&self, _: &AnswerKey<'_>) -> Option<Answer> {
-        None
+    fn find(&self, _: &AnswerKey<'_>) -> io::Result<Option<Answer>> {
+        Ok(None)
     }
 
     fn keep<'a>(&'a self, _: AnswerKey<'a>, _: &'a Answer) -> BoxFuture<'a, io::Result<()>> {

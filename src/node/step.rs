@@ -15,7 +15,7 @@ use crate::event::{Exchange, Usage};
 use crate::expr::model::Model;
 use crate::plan::{EngineIx, Node, StepPlan};
 use crate::row::{ErrorKind, Record, RowError, RowId, write_str};
-use crate::spec::{Retries, Sampling};
+use crate::spec::{OnError, Retries, Sampling};
 
 /// One Step of a plan, ready to ask.
 pub struct Step {
@@ -27,6 +27,8 @@ pub struct Step {
     schema: Option<PreparedSchema>,
     sampling: Sampling,
     retries: Retries,
+    /// A failure is a row's, not a null.
+    can_fail: bool,
     /// A reply has run away: from now on replies are streamed, so that the next one is cut early.
     ran_away: AtomicBool,
 }
@@ -44,6 +46,8 @@ pub struct StepSettings {
     pub sampling: Sampling,
     /// How often to ask again.
     pub retries: Retries,
+    /// What a failure is: only one that fails its row is ever given up for new tries ([`Answers::again`]).
+    pub on_error: OnError,
 }
 
 /// One row's question.
@@ -93,6 +97,7 @@ impl Step {
                 .map(|model| model.schema().clone()),
             sampling: step.sampling.clone(),
             retries: step.retries,
+            on_error: step.on_error,
         };
         Self::from_settings(settings, broker, answers)
     }
@@ -117,6 +122,7 @@ impl Step {
             schema,
             sampling: settings.sampling,
             retries: settings.retries,
+            can_fail: settings.on_error == OnError::FailRow,
             ran_away: AtomicBool::new(false),
         })
     }
@@ -132,6 +138,20 @@ impl Step {
     /// # Errors
     /// [`Stop`], when the run cannot go on; the row then has no fate yet.
     pub async fn ask(&self, question: Question<'_>) -> Result<StepOutcome, Stop> {
+        loop {
+            let (outcome, was_found) = self.talk(&question).await?;
+            if !(was_found && self.can_fail && outcome.result.is_err()) {
+                return Ok(outcome);
+            }
+            let again = self.answers.again(&self.node, question.row_id);
+            if !again.map_err(|error| self.unwritten(error))? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Asks as [`Step::ask`] does; also tells whether the last answer was found.
+    async fn talk(&self, question: &Question<'_>) -> Result<(StepOutcome, bool), Stop> {
         let mut messages = first_messages(question.system.as_deref(), &question.user);
         let mut talk = Talk {
             base: messages.len(),
@@ -142,19 +162,20 @@ impl Step {
         };
         loop {
             let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
-            let (answer, took) = self.turn(&question, talk.tries.turn, &rendered).await?;
+            let (answer, took) = self.turn(question, talk.tries.turn, &rendered).await?;
+            let was_found = took.is_none();
             talk.tries.turn += 1;
             if let Some(took) = took {
                 *talk.took.get_or_insert_default() += took;
             }
             match answer {
-                Answer::Refused { kind, message } => return Ok(talk.failed(kind, message)),
+                Answer::Refused { kind, message } => return Ok((talk.failed(kind, message), was_found)),
                 Answer::Fault { kind, message } => {
                     talk.tries.faults += 1;
                     if talk.tries.faults > self.retries.transport {
-                        return Ok(talk.failed(kind, message));
+                        return Ok((talk.failed(kind, message), was_found));
                     }
-                    if took.is_some() {
+                    if !was_found {
                         self.broker.pause(talk.tries.pause(), &message).await?;
                     }
                 }
@@ -163,20 +184,21 @@ impl Step {
                     talk.usage += reply.usage;
                     let verdict = self.judge(&mut talk, &mut messages, &reply, question.model);
                     if let Some(took) = took {
-                        self.tell(&question, talk.tries.turn, took, || replied(&verdict, &reply));
+                        self.tell(question, talk.tries.turn, took, || replied(&verdict, &reply));
                     }
                     match verdict {
                         Verdict::Done(record) => {
-                            return Ok(StepOutcome {
+                            let outcome = StepOutcome {
                                 result: Ok((record, reply.reasoning.map(Into::into))),
                                 usage: talk.usage,
                                 took: talk.took,
-                            });
+                            };
+                            return Ok((outcome, was_found));
                         }
                         Verdict::Again => talk.last = Some(reply.text),
                         Verdict::Failed(kind, message) => {
                             talk.last = Some(reply.text);
-                            return Ok(talk.failed(kind, message));
+                            return Ok((talk.failed(kind, message), was_found));
                         }
                     }
                 }
@@ -206,7 +228,8 @@ impl Step {
             turn,
             digest: rendered.digest,
         };
-        if let Some(answer) = self.answers.find(&key) {
+        let found = self.answers.find(&key);
+        if let Some(answer) = found.map_err(|error| self.unwritten(error))? {
             return Ok((answer, None));
         }
         // The lease is held until the answer is on file: after a kill no more than the engine's
@@ -238,12 +261,15 @@ impl Step {
             }
         };
         let took = asked.elapsed();
-        self.answers.keep(key, &answer).await.map_err(|error| {
-            // Now, while we hold the lease: whoever asks next would lose the answer as well.
-            self.broker.stop();
-            Stop::Ledger(Arc::new(error))
-        })?;
+        let kept = self.answers.keep(key, &answer).await;
+        kept.map_err(|error| self.unwritten(error))?;
         Ok((answer, Some(took)))
+    }
+
+    /// Stops the run: whoever asks next would lose the answer as well.
+    fn unwritten(&self, error: std::io::Error) -> Stop {
+        self.broker.stop();
+        Stop::Ledger(Arc::new(error))
     }
 
     /// Tells those who want to see every request (`--verbose`).

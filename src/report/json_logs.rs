@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::say;
-use crate::event::{Event, Exchange, Progress, Report, RunStats};
+use crate::event::{Event, Exchange, Progress, Report, Resumption, RunStats};
 use crate::run::rfc3339;
 
 /// Writes every event as a JSON line.
@@ -37,7 +37,20 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
         Event::RunStarted { run_id, chain, total } => {
             json!({"run_id": run_id, "chain": chain, "total": total})
         }
-        Event::Resumed { rows, answers } => json!({"rows": rows, "answers": answers}),
+        Event::Resumed {
+            rows,
+            answers,
+            in_flight,
+            reason,
+        } => {
+            let mut fields = json!({
+                "rows": rows, "answers": answers, "in_flight": in_flight, "reason": reason.as_str(),
+            });
+            if let (Resumption::Retry { failures }, Some(fields)) = (reason, fields.as_object_mut()) {
+                fields.insert("failures".into(), (*failures).into());
+            }
+            fields
+        }
         Event::ChunkStarted { seq, rows } => json!({"chunk": seq, "rows": rows}),
         Event::ChunkFinished { seq, rows, failed } => json!({"chunk": seq, "rows": rows, "failed": failed}),
         Event::StepTotal {
@@ -94,6 +107,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             rows_out,
             rows_failed,
             rows_resumed,
+            answers_reused,
             seconds,
             usage,
         }) => json!({
@@ -102,6 +116,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             "rows_out": rows_out,
             "rows_failed": rows_failed,
             "rows_resumed": rows_resumed,
+            "answers_reused": answers_reused,
             "seconds": seconds,
             "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
         }),

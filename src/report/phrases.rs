@@ -7,7 +7,9 @@ use console::strip_ansi_codes;
 
 use super::style::Style;
 use super::text::{duration, percent, seconds, speed, thousands};
-use crate::event::{EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Status, are, counted};
+use crate::event::{
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Resumption, Status, are, counted,
+};
 
 /// Seconds after which a row that holds up the writing is worth a word.
 const STRAGGLER: f64 = 5.0;
@@ -158,17 +160,12 @@ impl News {
     /// The line for an event, if it is worth one.
     pub(super) fn line(&mut self, event: &Event, progress: &Progress) -> Option<String> {
         let line = match event {
-            Event::Resumed { rows, answers } => {
-                let done = match progress.total {
-                    Some(total) => format!("{} of {} are", thousands(*rows), counted(total, "row")),
-                    None => format!("{} {}", counted(*rows, "row"), are(*rows)),
-                };
-                format!(
-                    "resuming: {done} done, {} on file {} not asked again",
-                    counted(*answers, "answer"),
-                    are(*answers)
-                )
-            }
+            Event::Resumed {
+                rows,
+                answers,
+                in_flight,
+                reason,
+            } => resumed(*rows, *answers, *in_flight, *reason, progress.total),
             Event::RowsFailed {
                 node,
                 kind,
@@ -204,6 +201,44 @@ impl News {
             }
             Entry::Occupied(mut told) => (!told.insert(true))
                 .then(|| format!("more rows fail at {node} ({kind}): they go to errors/ silently")),
+        }
+    }
+}
+
+/// `resuming: 812,344 of 1,000,000 rows done, 1,204 answers waiting, at most 37 requests may be asked again`.
+fn resumed(
+    rows: u64,
+    answers: u64,
+    in_flight: Option<u64>,
+    reason: Resumption,
+    total: Option<u64>,
+) -> String {
+    let on_file = counted(answers, "answer");
+    match reason {
+        Resumption::Edited => {
+            format!(
+                "the chain, its vars or its input changed: {on_file} on file, only new requests are asked"
+            )
+        }
+        Resumption::Retry { failures } => format!(
+            "trying {} again: {on_file} on file, only those that failed are asked",
+            counted(failures, "failure")
+        ),
+        Resumption::Same => {
+            let done = match total {
+                Some(total) => format!("{} of {}", thousands(rows), counted(total, "row")),
+                None => counted(rows, "row"),
+            };
+            let asked = match in_flight {
+                None => ", no answers on file".to_owned(),
+                Some(0) if answers == 0 => String::new(),
+                Some(0) => format!(", {on_file} waiting, no request is asked again"),
+                Some(n) => format!(
+                    ", {on_file} waiting, at most {} may be asked again",
+                    counted(n, "request")
+                ),
+            };
+            format!("resuming: {done} done{asked}")
         }
     }
 }

@@ -182,6 +182,9 @@ fn sums(stats: &RunStats, times: &Times, style: Style) -> String {
         let rate = (stats.rows_in - stats.rows_resumed) as f64 / stats.seconds;
         line += &format!(" ({}/s)", thousands(rate.round() as u64));
     }
+    if stats.answers_reused > 0 {
+        line += &format!(", {} reused", counted(stats.answers_reused, "answer"));
+    }
     if stats.rows_resumed > 0 {
         line += &format!(
             ", with the {} before {}",

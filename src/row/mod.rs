@@ -112,6 +112,20 @@ impl ErrorKind {
         Self::JoinCardinality,
     ];
 
+    /// True for what an engine did, and may not do again.
+    pub fn is_of_engine(self) -> bool {
+        match self {
+            Self::Timeout
+            | Self::Http
+            | Self::ContextLength
+            | Self::InvalidOutput
+            | Self::Truncated
+            | Self::Runaway
+            | Self::EngineCrash => true,
+            Self::InvalidInput | Self::Template | Self::Apply | Self::JoinCardinality => false,
+        }
+    }
+
     /// The name in `errors/` and in events.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -32,6 +32,9 @@ pub struct Checkpoint {
     pub times: Times,
     /// The first ledger segment that may hold answers of rows not yet committed.
     pub answers_from: u64,
+    /// Requests that may have been in flight when its process ended.
+    #[serde(default)]
+    pub in_flight: u64,
     /// The input was read to its end (or to `--limit`), and all of it is committed.
     pub finished: bool,
     /// The `--limit` it finished under.

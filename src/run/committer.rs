@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::RunError;
-use super::answers::Ledger;
 use super::checkpoint::{Checkpoint, Checkpointer, Job};
+use super::ledger::Ledger;
 use super::limits::ErrorLimit;
 use super::lock::Holding;
 use super::parking::{Parked, Parking};
@@ -149,7 +149,12 @@ impl Committer {
         mut messages: mpsc::Receiver<Message>,
         runtime: &tokio::runtime::Handle,
     ) -> (Checkpoint, Result<(), RunError>) {
-        let result = match self.commit_all(&mut messages, runtime) {
+        let committed = self.commit_all(&mut messages, runtime);
+        if !self.abandon.is_cancelled() {
+            // Every request that was sent has its answer.
+            self.checkpoint.in_flight = 0;
+        }
+        let result = match committed {
             Ok(complete) => self.sync_answers().and_then(|()| self.close(complete)),
             // What was committed before the limit was reached stays.
             Err(error @ RunError::TooManyErrors { .. }) => self

@@ -26,6 +26,9 @@ pub struct RunConfig {
     pub out: PathBuf,
     /// What to do with an OUT that holds a run.
     pub existing: Existing,
+    /// Ask failed rows again (`--retry-errors`); the outputs without these failures replace those that stand, as a
+    /// whole.
+    pub retry_errors: bool,
     /// The form of the outputs.
     pub format: Format,
     /// Lines per shard.
@@ -62,6 +65,7 @@ impl RunConfig {
             input,
             out: out.into(),
             existing: Existing::Same,
+            retry_errors: false,
             format: Format::Jsonl,
             max_rows: 100_000,
             flattened: true,

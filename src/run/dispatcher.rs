@@ -199,7 +199,7 @@ fn count(progress: &mut Progress, event: &Event) {
             progress.chain.clone_from(chain);
             progress.total = progress.total.or(*total);
         }
-        Event::Resumed { rows, answers } => {
+        Event::Resumed { rows, answers, .. } => {
             progress.rows_before = *rows;
             progress.answers_before = *answers;
         }

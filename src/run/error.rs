@@ -61,6 +61,24 @@ pub enum RunError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Failed rows are to be asked again, and the answers to all others are gone.
+    #[error("the answers in {} were not kept (--no-ledger) or were given back (`chainette clean`): to ask its failed rows again would ask all rows again; --overwrite does that", out.display())]
+    NoAnswers {
+        /// The folder OUT.
+        out: PathBuf,
+    },
+    /// OUT holds no run.
+    #[error("{} holds no run of chainette", out.display())]
+    NoRun {
+        /// The folder.
+        out: PathBuf,
+    },
+    /// The answers of a run that is not finished are needed.
+    #[error("the run in {} is not finished, and its answers are needed to go on; finish it first (the same `chainette run` command again), or remove the folder", out.display())]
+    Unfinished {
+        /// The folder OUT.
+        out: PathBuf,
+    },
     /// A private file cannot be understood.
     #[error("{} is damaged ({problem}); start again with --overwrite, or restore it", path.display())]
     Damaged {
@@ -134,6 +152,9 @@ impl RunError {
                 | Self::Different { .. }
                 | Self::Altered { .. }
                 | Self::Damaged { .. }
+                | Self::NoAnswers { .. }
+                | Self::NoRun { .. }
+                | Self::Unfinished { .. }
                 | Self::Sink(SinkError::Altered { .. })
                 | Self::Setup(_)
                 | Self::Source(_)

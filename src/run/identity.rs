@@ -1,16 +1,19 @@
 //! What makes two runs the same run, and what differs when they are not.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::RunError;
 use super::config::RunConfig;
+use crate::plan::{Node, NodeKind, Plan};
 use crate::sink::Format;
 use crate::source::{self, Fingerprint};
 use crate::spec::EngineSpec;
 
 /// The version of the files in `.chainette/`.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What makes two runs the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,6 +112,16 @@ impl Identity {
         differs(self.flattened == other.flattened, "--no-flattened differs");
         all
     }
+}
+
+/// By Step: the digest of its engine's identity.
+pub(super) fn engines_by_step(plan: &Plan) -> HashMap<String, [u8; 32]> {
+    let digest = |engine: &EngineSpec| *blake3::hash(engine_identity(engine).as_bytes()).as_bytes();
+    let engine = |node: &Node| match &node.kind {
+        NodeKind::Step(step) => Some((node.id.clone(), digest(plan.engines.get(step.engine.0)?))),
+        NodeKind::Apply(_) => None,
+    };
+    plan.nodes.iter().filter_map(engine).collect()
 }
 
 /// Name, backend, model and what else decides what an engine replies; not where it is or how fast it is asked.

@@ -1,7 +1,7 @@
 //! The loop: from a plan and an input to a finished OUT.
 
-mod answers;
 mod checkpoint;
+mod clean;
 mod committer;
 mod config;
 mod counting;
@@ -9,7 +9,9 @@ mod counts;
 mod dispatcher;
 mod error;
 mod executor;
+mod generation;
 mod identity;
+mod ledger;
 mod limits;
 mod lock;
 mod metadata;
@@ -24,6 +26,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 pub use checkpoint::Checkpoint;
+pub use clean::{Cleaned, clean};
 pub use config::RunConfig;
 pub use counts::{Counts, NodeCounts, Times};
 pub use dispatcher::{Dispatcher, Interrupted, Moment, Signals, StatusLine};
@@ -38,14 +41,15 @@ pub use watch::Tracker;
 use crate::clock::Clock;
 use crate::engine::Stop;
 use crate::engine::broker::Broker;
-use crate::event::{Event, EventSender, RunState, RunStats};
+use crate::event::{Event, EventSender, Resumption, RunState, RunStats};
 use crate::node::Workers;
 use crate::sink::{Layout, StreamWriter};
 use crate::source::SourceError;
-use answers::Ledger;
 use checkpoint::write_json;
 use counting::Counting;
+use ledger::{Ledger, Needed};
 use metadata::{Timings, metadata};
+use outdir::Wanted;
 use session::{Ended, Session};
 
 /// Runs a plan with its own engines and nobody watching; the library's short way.
@@ -105,17 +109,27 @@ pub fn run(
     }
     let identity = Identity::of(&config)?;
     // Before anything is written: a function that cannot be loaded is bad usage.
-    let workers = match outdir::finished(&config.out, config.existing, config.limit) {
+    let wanted = Wanted {
+        existing: config.existing,
+        limit: config.limit,
+        retry: config.retry_errors,
+        asks: config.plan.asks(&config.plan.main.0),
+    };
+    let workers = match outdir::finished(&config.out, wanted) {
         true => None,
         false => Some(Workers::start(&config.plan, events)?),
     };
-    let mut out = OutDir::open(&config.out, identity, config.existing, config.limit)?;
+    let mut out = OutDir::open(&config.out, identity, wanted)?;
     let plan = config.plan.clone();
     let found = out.checkpoint.take();
     if let Some(done) = found
         .as_ref()
         .filter(|checkpoint| is_done(checkpoint, config.limit))
     {
+        if out.reuse.next {
+            // Killed between its last checkpoint and the swap.
+            finish_next(&plan, &out, done, &mut timings)?;
+        }
         read_again(&config, done, &out.identity)?;
         // Killed between the last checkpoint and the last file?
         let path = config.out.join("metadata.json");
@@ -156,14 +170,14 @@ pub fn run(
         checkpoint.finished = false;
         write_json(
             &out.private,
-            &out.private.join("checkpoint.json"),
+            &out.private_base().join("checkpoint.json"),
             &checkpoint,
             false,
         )?;
     }
 
     let layout = Layout {
-        out: config.out.clone(),
+        out: out.base.clone(),
         nodes: plan
             .nodes
             .iter()
@@ -174,23 +188,21 @@ pub fn run(
         format: config.format.clone(),
     };
     let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
-    let outcomes = committer::open_outcomes(&out.private.join("outcomes"), checkpoint.outcomes)?;
-    let ledger = if config.ledger && plan.asks(&plan.main.0) {
-        let ordinal = if out.all_answers {
-            0
-        } else {
-            checkpoint.position.ordinal
+    let outcomes = committer::open_outcomes(&out.private_base().join("outcomes"), checkpoint.outcomes)?;
+    let ledger = if config.ledger && wanted.asks {
+        let needed = Needed {
+            first: checkpoint.answers_from,
+            ordinal: checkpoint.position.ordinal,
+            edited: out.reuse.edited,
+            again: out.reuse.again,
+            engines: identity::engines_by_step(&plan),
         };
-        Some(Arc::new(Ledger::open(
-            &out.private.join("answers"),
-            checkpoint.answers_from,
-            ordinal,
-        )?))
+        Some(Arc::new(Ledger::open(&out.private.join("answers"), needed)?))
     } else {
         None
     };
-    write_json(&out.private, &config.out.join("graph.json"), &config.graph, true)?;
-    let metadata_path = config.out.join("metadata.json");
+    write_json(&out.private, &out.base.join("graph.json"), &config.graph, true)?;
+    let metadata_path = out.base.join("metadata.json");
     write_json(
         &out.private,
         &metadata_path,
@@ -212,10 +224,17 @@ pub fn run(
         events.send(Event::Resumed {
             rows: checkpoint.position.ordinal,
             answers,
+            in_flight: ledger.is_some().then_some(checkpoint.in_flight),
+            reason: match (resumed, out.retried, out.reuse.edited) {
+                (false, Some(failures), _) => Resumption::Retry { failures },
+                (false, None, Some(_)) => Resumption::Edited,
+                _ => Resumption::Same,
+            },
         });
     }
     let rows_resumed = checkpoint.counts.rows_in;
     let seconds_before = checkpoint.times.seconds;
+    let answers = ledger.clone();
     let session = Session {
         config: &config,
         broker,
@@ -257,6 +276,8 @@ pub fn run(
     }
     let mut stats = stats(&checkpoint.counts, state, started);
     stats.rows_resumed = rows_resumed;
+    stats.answers_reused = answers.as_ref().map_or(0, |ledger| ledger.reused());
+    drop(answers);
     checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
         timings.finished = Some(rfc3339(Clock::now().max(began)));
@@ -267,6 +288,9 @@ pub fn run(
             &metadata(&plan, &out.identity, &checkpoint, &timings),
             true,
         )?;
+        if out.reuse.next {
+            generation::swap(&out.path, &out.private)?;
+        }
     }
     Ok(Outcome {
         stats,
@@ -276,6 +300,19 @@ pub fn run(
         unwritten,
         stopped,
     })
+}
+
+/// Completes a next generation whose rows are all done, and puts it in place.
+fn finish_next(
+    plan: &crate::plan::Plan,
+    out: &OutDir,
+    done: &Checkpoint,
+    timings: &mut Timings,
+) -> Result<(), RunError> {
+    timings.finished = Some(rfc3339(Clock::now()));
+    let metadata = metadata(plan, &out.identity, done, timings);
+    write_json(&out.private, &out.base.join("metadata.json"), &metadata, true)?;
+    generation::swap(&out.path, &out.private)
 }
 
 /// Rows to do: those there are, or those asked for; both may be unknown.
@@ -313,6 +350,7 @@ fn stats(counts: &Counts, state: RunState, started: Instant) -> RunStats {
         rows_out: counts.rows_out,
         rows_failed: counts.errors,
         rows_resumed: 0,
+        answers_reused: 0,
         seconds: started.elapsed().as_secs_f64(),
         usage: counts.usage(),
     }

@@ -6,7 +6,9 @@ use fs_err as fs;
 
 use super::RunError;
 use super::checkpoint::{Checkpoint, read_json, write_json};
+use super::generation::{self, Reuse};
 use super::identity::Identity;
+use super::ledger;
 use super::lock::Lock;
 use crate::event::{are, counted};
 use crate::failpoint;
@@ -23,6 +25,19 @@ pub enum Existing {
     Overwrite,
 }
 
+/// What is wanted of an OUT.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// What to do with a run that is there.
+    pub(super) existing: Existing,
+    /// `--limit`.
+    pub(super) limit: Option<u64>,
+    /// Its failed rows are to be asked again (`--retry-errors`).
+    pub(super) retry: bool,
+    /// Without answers on file all rows would be asked again.
+    pub(super) asks: bool,
+}
+
 /// An OUT that is ours, locked.
 #[derive(Debug)]
 pub struct OutDir {
@@ -30,12 +45,16 @@ pub struct OutDir {
     pub path: PathBuf,
     /// `.chainette/` in it.
     pub private: PathBuf,
+    /// Where outputs go: `path`, or a next generation in `private`.
+    pub base: PathBuf,
     /// The run's identity (with the run id of its first start).
     pub identity: Identity,
     /// Where it stands; none if nothing was committed.
     pub checkpoint: Option<Checkpoint>,
-    /// Every answer in the ledger may still fit, not only those of rows not yet committed.
-    pub all_answers: bool,
+    /// Which answers of former runs are used.
+    pub(super) reuse: Reuse,
+    /// Lines of `errors/` that are tried again, if that begins now.
+    pub(super) retried: Option<u64>,
     _lock: Lock,
 }
 
@@ -44,12 +63,8 @@ impl OutDir {
     ///
     /// # Errors
     /// OUT is in use, is none of ours, or holds a run that this one cannot go on with.
-    pub fn open(
-        path: &Path,
-        identity: Identity,
-        existing: Existing,
-        limit: Option<u64>,
-    ) -> Result<Self, RunError> {
+    pub(super) fn open(path: &Path, identity: Identity, wanted: Wanted) -> Result<Self, RunError> {
+        let existing = wanted.existing;
         let private = path.join(".chainette");
         let lock = Self::lock(path, &private).map_err(|error| match error {
             RunError::Io { source, .. } if is_final(&source) => RunError::Unusable {
@@ -65,10 +80,12 @@ impl OutDir {
         };
         let mut out = Self {
             path: path.to_owned(),
+            base: path.to_owned(),
             private,
             identity,
             checkpoint: None,
-            all_answers: false,
+            reuse: Reuse::default(),
+            retried: None,
             _lock: lock,
         };
         let Some(found) = found else {
@@ -76,16 +93,27 @@ impl OutDir {
             write_json(&out.private, &run_file, &out.identity, true)?;
             return Ok(out);
         };
-        let checkpoint: Option<Checkpoint> = match existing {
-            Existing::Overwrite => None,
-            Existing::Same | Existing::Keep => read_json(&out.private.join("checkpoint.json"))?,
-        };
+        if existing != Existing::Overwrite {
+            generation::complete(&out.path, &out.private)?;
+            out.reuse = Reuse::read(&out.private)?;
+            if out.reuse.next {
+                out.base = generation::base(&out.private);
+            } else {
+                // Left over from a swap, or from a beginning of one.
+                remove(&out.private.join(generation::NEXT))?;
+                remove(&out.private.join(generation::OLD))?;
+            }
+            out.checkpoint = read_json(&out.private_base().join("checkpoint.json"))?;
+        }
         let mut differences = found.differences(&out.identity);
-        differences.extend(checkpoint.as_ref().and_then(|done| too_far(done, limit)));
-        let altered = match &checkpoint {
+        let checkpoint = out.checkpoint.as_ref();
+        differences.extend(checkpoint.and_then(|done| too_far(done, wanted.limit)));
+        let altered = match checkpoint {
             Some(done) if done.finished && differences.is_empty() => out.altered(done),
             _ => None,
         };
+        let failed = checkpoint.map_or(0, |done| done.counts.errors);
+        let retry = wanted.retry && !out.reuse.next && failed > 0;
         match existing {
             Existing::Overwrite => {
                 out.forget(true, found.extension.as_deref())?;
@@ -97,8 +125,18 @@ impl OutDir {
                     || altered.is_some()
                     || out.identity.input.iter().any(|of| of.stream) =>
             {
-                out.forget(false, found.extension.as_deref())?;
-                out.all_answers = true;
+                let end = ledger::end(&out.private.join("answers"))?;
+                let is_readable = found.version == out.identity.version;
+                let reuse = Reuse {
+                    edited: Some(end),
+                    again: wanted.retry.then_some(end).or(out.reuse.again),
+                    next: false,
+                };
+                out.retried = retry.then_some(failed);
+                out.base.clone_from(&out.path);
+                out.checkpoint = None;
+                out.forget(!is_readable, found.extension.as_deref())?;
+                out.set_reuse(if is_readable { reuse } else { Reuse::default() })?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             Existing::Same if !differences.is_empty() => {
@@ -108,19 +146,52 @@ impl OutDir {
                 });
             }
             Existing::Same | Existing::Keep => {
-                if let Some(error) = altered {
+                out.identity.run_id = found.run_id;
+                if retry {
+                    out.begin_again(failed, wanted.asks)?;
+                } else if let Some(error) = altered {
                     return Err(error);
                 }
-                out.identity.run_id = found.run_id;
-                out.checkpoint = checkpoint;
             }
         }
         Ok(out)
     }
 
+    /// `.chainette/` of the outputs: checkpoint, outcomes and what is not in a shard yet.
+    pub(super) fn private_base(&self) -> PathBuf {
+        self.base.join(".chainette")
+    }
+
+    /// Begins a next generation, in which failed rows are asked again.
+    fn begin_again(&mut self, failed: u64, asks: bool) -> Result<(), RunError> {
+        let answers = self.private.join("answers");
+        let end = ledger::end(&answers)?;
+        if asks && end == 0 {
+            return Err(RunError::NoAnswers {
+                out: self.path.clone(),
+            });
+        }
+        self.base = generation::base(&self.private);
+        remove(&self.base)?;
+        let private = self.private_base();
+        fs::create_dir_all(&private).map_err(RunError::io(&private))?;
+        self.checkpoint = None;
+        self.retried = Some(failed);
+        self.set_reuse(Reuse {
+            again: Some(end),
+            next: true,
+            ..self.reuse
+        })
+    }
+
+    fn set_reuse(&mut self, reuse: Reuse) -> Result<(), RunError> {
+        self.reuse = reuse;
+        reuse.write(&self.private)
+    }
+
     /// What is not there any more, or not as it was, of the shards of a finished run.
     fn altered(&self, done: &Checkpoint) -> Option<RunError> {
-        match check_present(&self.path, &done.sinks, self.identity.extension()) {
+        match check_present(&self.base, &done.sinks, self.identity.extension()) {
             Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
             other => other.err().map(RunError::from),
         }
@@ -142,14 +213,17 @@ impl OutDir {
         let mut extensions = vec!["jsonl", "parquet"];
         extensions.extend(extension);
         extensions.extend(self.identity.extension.as_deref());
-        let remove = |path: &Path| match failpoint::hit("outdir.forgetting").and_then(|()| fs::metadata(path))
-        {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(RunError::io(path)(error)),
-            Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
-            Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
-        };
-        for name in ["checkpoint.json", "outcomes", "parked", "spool"] {
+        use generation::{FILE, NEXT, OLD, SWAP};
+        for name in [
+            "checkpoint.json",
+            "outcomes",
+            "parked",
+            "spool",
+            SWAP,
+            FILE,
+            NEXT,
+            OLD,
+        ] {
             remove(&self.private.join(name))?;
         }
         if answers {
@@ -183,12 +257,26 @@ fn too_far(done: &Checkpoint, limit: Option<u64>) -> Option<String> {
     ))
 }
 
-/// True when OUT holds a finished run that a run with these options would leave as it is, by all that can be seen
-/// from outside.
-pub(super) fn finished(out: &Path, existing: Existing, limit: Option<u64>) -> bool {
-    let found: Result<Option<Checkpoint>, _> = read_json(&out.join(".chainette/checkpoint.json"));
-    let done = matches!(found, Ok(Some(checkpoint)) if super::is_done(&checkpoint, limit));
-    done && existing != Existing::Overwrite
+/// True when OUT holds a finished run that this one would leave as it is, by all that can be seen from outside.
+pub(super) fn finished(out: &Path, wanted: Wanted) -> bool {
+    let private = out.join(".chainette");
+    let found: Result<Option<Checkpoint>, _> = read_json(&private.join("checkpoint.json"));
+    let is_done = |done: &Checkpoint| {
+        let retry = wanted.retry && done.counts.errors > 0;
+        super::is_done(done, wanted.limit) && !retry
+    };
+    let next = Reuse::read(&private).is_ok_and(|reuse| reuse.next);
+    matches!(found, Ok(Some(done)) if is_done(&done)) && !next && wanted.existing != Existing::Overwrite
+}
+
+/// Removes a file or a folder; one that is not there is removed.
+fn remove(path: &Path) -> Result<(), RunError> {
+    match failpoint::hit("outdir.forgetting").and_then(|()| fs::symlink_metadata(path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(RunError::io(path)(error)),
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(RunError::io(path)),
+        Ok(_) => fs::remove_file(path).map_err(RunError::io(path)),
+    }
 }
 
 /// True for errors that another try does not mend: the path is wrong, not the disk full.

@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::RunError;
-use super::answers::Ledger;
 use super::checkpoint::{Checkpoint, Checkpointer};
 use super::committer::{Committer, WaitingRows};
 use super::config::RunConfig;
 use super::dispatcher::{self, StatusLine};
 use super::executor::{Executor, Failure, FeedGauge, Halt};
+use super::ledger::Ledger;
 use super::lock::Holding;
 use super::outdir::OutDir;
 use super::parking::Parking;
@@ -75,7 +75,7 @@ impl Session<'_> {
             writer,
             outcomes,
             ledger,
-            checkpoint,
+            mut checkpoint,
             out,
             started,
         } = self;
@@ -118,7 +118,9 @@ impl Session<'_> {
         waiting.errors.store(checkpoint.counts.errors, Ordering::Relaxed);
         let feed = FeedGauge::default();
         let holding = Holding::of(&out.private, &out.path)?;
-        let checkpoint_path = out.private.join("checkpoint.json");
+        let private = out.private_base();
+        let checkpoint_path = private.join("checkpoint.json");
+        checkpoint.in_flight = broker.load().iter().map(|engine| engine.limit as u64).sum();
         let committer = Committer {
             writer,
             started,
@@ -135,7 +137,7 @@ impl Session<'_> {
             row_limit: config.limit,
             waiting: waiting.clone(),
             abandon: halt.abandon.clone(),
-            parking: Parking::new(&out.private.join("parked")),
+            parking: Parking::new(&private.join("parked")),
         };
         drop(ledger);
         let handle = runtime.handle().clone();

@@ -1,7 +1,8 @@
 //! Test double of an engine: the test server as a process, for benchmarks and for tests that kill.
 //!
 //! `fake_engine --port 8001 --latency-ms 20 --latency-for straggler=5000 --fault-rate 0.01 --log FILE`
-//! prints its URL on stdout once it listens. Faults are a pure function of a request and of how often it was asked.
+//! prints its URL on stdout once it listens. Faults are a pure function of a request, of how often it was asked, and
+//! of `--seed`. `GET /stats` gives the counters and the time of the first request.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(
     clippy::expect_used,
@@ -39,6 +40,25 @@ struct Args {
     /// Share of requests that meet a 500 or a broken connection, 0..=1.
     #[arg(long, default_value_t = 0.0)]
     fault_rate: f64,
+    /// Share of requests that meet a 429, which holds up the whole engine, 0..=1.
+    #[arg(long, default_value_t = 0.0)]
+    rate_429: f64,
+    /// Share of requests that meet a 500, 0..=1.
+    #[arg(long, default_value_t = 0.0)]
+    rate_500: f64,
+    /// Share of requests whose connection is closed without a reply, 0..=1.
+    #[arg(long, default_value_t = 0.0)]
+    rate_close: f64,
+    /// Share of requests that are answered with text which is no JSON, 0..=1.
+    #[arg(long, default_value_t = 0.0)]
+    rate_bad_json: f64,
+    /// Another seed gives other faults.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Keep no book of the requests, for long runs: memory stays flat, and faults are a function of the request
+    /// and of how many came before it.
+    #[arg(long)]
+    forget: bool,
     /// Gets `A digest` at an arrival and `D digest` at an answer.
     #[arg(long)]
     log: Option<PathBuf>,
@@ -65,13 +85,10 @@ impl Args {
     fn answer(&self, asked: &Asked) -> Answer {
         let mut seed = asked.digest.to_vec();
         seed.extend(asked.seen.to_le_bytes());
+        seed.extend(self.seed.to_le_bytes());
         let mut dice = Dice::new(&seed);
-        if self.fault_rate > 0.0 && (dice.below(1_000_000) as f64) < self.fault_rate * 1e6 {
-            return match dice.below(3) {
-                0 => Answer::status(500, "made to fail"),
-                1 => Answer::Close,
-                _ => Answer::CloseMidBody,
-            };
+        if let Some(fault) = self.fault(&mut dice) {
+            return fault;
         }
         let special = self
             .latency_for
@@ -82,6 +99,35 @@ impl Args {
             0 => answer,
             ms => answer.after(Duration::from_millis(ms)),
         }
+    }
+}
+
+impl Args {
+    /// The fault that this request meets, if any: the shares stand side by side.
+    fn fault(&self, dice: &mut Dice) -> Option<Answer> {
+        let mut left = dice.below(1_000_000) as f64 / 1e6;
+        let mut within = |share: f64| {
+            let hit = (0.0..share).contains(&left);
+            left -= share;
+            hit
+        };
+        if within(self.fault_rate) {
+            return Some(match dice.below(3) {
+                0 => Answer::status(500, "made to fail"),
+                1 => Answer::Close,
+                _ => Answer::CloseMidBody,
+            });
+        }
+        if within(self.rate_429) {
+            return Some(Answer::status(429, "too many requests"));
+        }
+        if within(self.rate_500) {
+            return Some(Answer::status(500, "made to fail"));
+        }
+        if within(self.rate_close) {
+            return Some(Answer::Close);
+        }
+        within(self.rate_bad_json).then(|| Answer::text("I would rather not say."))
     }
 }
 
@@ -102,6 +148,9 @@ fn main() {
         }
         own.answer(asked)
     });
+    if args.forget {
+        server.forget();
+    }
     println!("{}", server.url());
     loop {
         std::thread::sleep(Duration::from_secs(1));

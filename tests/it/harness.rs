@@ -222,6 +222,23 @@ pub fn rows(n: usize) -> String {
     (0..n).map(|n| format!("{{\"a\":{n}}}\n")).collect()
 }
 
+/// Fails with the first file that differs, and where, instead of all bytes of both.
+#[track_caller]
+pub fn assert_same(expected: &BTreeMap<String, Vec<u8>>, found: &BTreeMap<String, Vec<u8>>) {
+    let text = |files: &BTreeMap<String, Vec<u8>>| {
+        let texts = files.iter();
+        let texts = texts.map(|(name, bytes)| (name.clone(), String::from_utf8_lossy(bytes).into_owned()));
+        texts.collect::<BTreeMap<_, _>>()
+    };
+    if expected != found {
+        let difference = crate::cli::difference(&text(expected), &text(found));
+        panic!(
+            "{}",
+            difference.unwrap_or_else(|| "bytes that are no text differ".into())
+        );
+    }
+}
+
 /// Runs into another folder and gives its tree.
 pub fn tree_of(bench: &Bench, out: &str, extra: &[&str]) -> BTreeMap<String, Vec<u8>> {
     let ran = bench.invoke(&[&["run", "chain.yaml", "in.jsonl", out], extra].concat());

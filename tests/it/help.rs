@@ -4,7 +4,15 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 6] = ["run", "inspect", "engines", "init", "schema", "completions"];
+const COMMANDS: [&str; 7] = [
+    "run",
+    "inspect",
+    "engines",
+    "clean",
+    "init",
+    "schema",
+    "completions",
+];
 
 fn here(args: &[&str]) -> (i32, String, String) {
     invoke(Path::new("."), args)

@@ -21,12 +21,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use asked::{Answer, Asked, Digest};
 use replying::ReplyBody;
@@ -78,6 +78,12 @@ struct Book {
     last_change: Option<Instant>,
     answered: u64,
     file: Option<std::fs::File>,
+    /// Requests that arrived, cleared by nothing.
+    arrived: u64,
+    /// When the first one did.
+    first: Option<SystemTime>,
+    /// Only the counters are kept: a server that runs for hours does not grow.
+    forgets: bool,
 }
 
 impl Book {
@@ -87,6 +93,17 @@ impl Book {
             self.busy += (now - last).as_secs_f64() * self.in_flight as f64;
         }
         self.last_change = Some(now);
+    }
+
+    /// What a benchmark asks for; `first` is in seconds since 1970, null before any request.
+    fn totals(&self) -> Value {
+        let first = self
+            .first
+            .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        json!({
+            "asked": self.arrived, "answered": self.answered, "in_flight": self.in_flight,
+            "first": first.map(|since| since.as_secs_f64()),
+        })
     }
 
     /// One `write` per line: it stands there whatever kills us next.
@@ -178,6 +195,11 @@ impl TestServer {
         self.address.port()
     }
 
+    /// Keeps counters only from now on; [`Asked::seen`] is then the number of the request.
+    pub fn forget(&self) {
+        self.shared.book().forgets = true;
+    }
+
     /// Closes the port and every connection; the log stays.
     pub fn stop(&mut self) {
         if let Some((stop, thread)) = self.running.take() {
@@ -214,6 +236,22 @@ impl TestServer {
     /// Every request so far, in order of arrival.
     pub fn log(&self) -> Vec<Logged> {
         self.shared.book().log.clone()
+    }
+
+    /// Requests that arrived since the log was last cleared or taken, and those in flight; cheap.
+    pub fn traffic(&self) -> (usize, usize) {
+        let book = self.shared.book();
+        (book.log.len(), book.in_flight)
+    }
+
+    /// The log since it was last taken, given away: a long run's log does not grow. Nothing may be in flight.
+    pub fn take_log(&self) -> Vec<Logged> {
+        let mut book = self.shared.book();
+        assert_eq!(
+            book.in_flight, 0,
+            "what is in flight would be logged as never answered"
+        );
+        std::mem::take(&mut book.log)
     }
 
     /// Requests answered with 200 since the server was made; cheap, for progress.
@@ -302,6 +340,7 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     if head.method == Method::GET {
         let (code, body) = match path.as_str() {
             "/health" => (200, json!({"status": "ok"})),
+            "/stats" => (200, shared.book().totals()),
             "/v1/models" => (
                 200,
                 json!({"object": "list", "data": [{"id": "test", "object": "model"}]}),
@@ -419,17 +458,24 @@ impl Ticket {
         book.in_flight += 1;
         book.max_in_flight = book.max_in_flight.max(book.in_flight);
         book.note('A', &digest);
-        let count = book.seen.entry(digest).or_default();
-        let seen = *count;
-        *count += 1;
+        let arrived = book.arrived;
+        book.arrived += 1;
+        book.first.get_or_insert_with(SystemTime::now);
         let index = book.log.len();
-        book.log.push(Logged {
-            digest,
-            attempt,
-            start: Instant::now(),
-            answered: None,
-            status: 0,
-        });
+        let seen = if book.forgets {
+            arrived as u32
+        } else {
+            book.log.push(Logged {
+                digest,
+                attempt,
+                start: Instant::now(),
+                answered: None,
+                status: 0,
+            });
+            let count = book.seen.entry(digest).or_default();
+            *count += 1;
+            *count - 1
+        };
         drop(book);
         let shared = Arc::clone(shared);
         (
@@ -452,10 +498,10 @@ impl Drop for Ticket {
         book.in_flight -= 1;
         if self.whole {
             book.note('D', &self.digest);
+            book.answered += u64::from(self.status == 200);
             if let Some(line) = book.log.get_mut(self.index).filter(|l| l.digest == self.digest) {
                 line.answered = Some(Instant::now());
                 line.status = self.status;
-                book.answered += u64::from(self.status == 200);
             }
         }
     }

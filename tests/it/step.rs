@@ -14,7 +14,7 @@ use chainette::node::answer::{Answer as Kept, AnswerKey, Answers, NoAnswers};
 use chainette::node::reply::{extract, is_runaway};
 use chainette::node::step::{Question, Step, StepOutcome, StepSettings};
 use chainette::row::{ErrorKind, RowError, RowId};
-use chainette::spec::{Retries, Sampling};
+use chainette::spec::{OnError, Retries, Sampling};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -30,8 +30,9 @@ fn place(key: &AnswerKey<'_>) -> String {
 }
 
 impl Answers for Memory {
-    fn find(&self, key: &AnswerKey<'_>) -> Option<Kept> {
-        Kept::decode(self.0.lock().expect("no panic").get(&place(key))?)
+    fn find(&self, key: &AnswerKey<'_>) -> io::Result<Option<Kept>> {
+        let all = self.0.lock().expect("no panic");
+        Ok(all.get(&place(key)).and_then(|bytes| Kept::decode(bytes)))
     }
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Kept) -> BoxFuture<'a, io::Result<()>> {
         let old = self
@@ -48,8 +49,8 @@ impl Answers for Memory {
 struct Full;
 
 impl Answers for Full {
-    fn find(&self, _: &AnswerKey<'_>) -> Option<Kept> {
-        None
+    fn find(&self, _: &AnswerKey<'_>) -> io::Result<Option<Kept>> {
+        Ok(None)
     }
     fn keep<'a>(&'a self, _: AnswerKey<'a>, _: &'a Kept) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async { Err(io::ErrorKind::StorageFull.into()) })
@@ -102,6 +103,7 @@ impl Bench {
 
     fn step(&self, settings: impl FnOnce(&mut StepSettings), answers: Arc<dyn Answers>) -> Graded {
         let mut all = StepSettings {
+            on_error: OnError::FailRow,
             node: "grade".into(),
             engine: self.broker.index("small").expect("the engine is known"),
             schema: Some(json!({

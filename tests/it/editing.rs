@@ -1,0 +1,183 @@
+//! Edit and run again: `--resume` with another chain or input asks only what was never asked.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Bench, assert_same, assert_stderr, echo, rows, tree, tree_of, two_steps, until};
+use crate::server::{Answer, TestServer};
+
+/// A run that is edited again and again, its OUT compared with a fresh run each time.
+struct Edited {
+    server: TestServer,
+    bench: Bench,
+    chain: Value,
+    fresh: usize,
+}
+
+impl Edited {
+    fn new(input: &str) -> Self {
+        let server = echo();
+        let chain = two_steps(&server);
+        let bench = Bench::new(&chain.to_string(), input);
+        let edited = Self {
+            server,
+            bench,
+            chain,
+            fresh: 0,
+        };
+        assert_eq!(edited.bench.run(&[]).code, 0);
+        edited
+    }
+
+    /// How many requests `--resume` sends; and what it says.
+    fn asked(&mut self) -> (u64, String) {
+        self.server.clear_log();
+        self.bench.write("chain.yaml", self.chain.to_string());
+        let ran = self.bench.run(&["--resume"]);
+        assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
+        let asked = self.server.stats().asked;
+        self.fresh += 1;
+        let fresh = tree_of(&self.bench, &format!("fresh{}", self.fresh), &[]);
+        assert_same(&fresh, &tree(&ran.out));
+        (asked, ran.stderr)
+    }
+}
+
+/// Rows `{"a": n}` of these numbers.
+fn numbered(numbers: impl IntoIterator<Item = usize>) -> String {
+    numbers.into_iter().map(|n| format!("{{\"a\":{n}}}\n")).collect()
+}
+
+#[test]
+fn rows_that_moved_are_not_asked_again() {
+    let mut run = Edited::new(&rows(20));
+    let inputs: [(Vec<usize>, u64); 6] = [
+        // A row before all others, one in the middle gone, all turned round, some at the end.
+        ((20..21).chain(0..20).collect(), 2),
+        ((0..7).chain(8..21).collect(), 0),
+        ((0..21).rev().collect(), 0),
+        ((0..25).collect(), 8),
+        // A row that is there once more is a row more.
+        ((0..25).chain([3, 3]).collect(), 4),
+        ([3].into_iter().chain(0..25).chain([3]).collect(), 0),
+    ];
+    for (input, asked) in inputs {
+        run.bench.write("in.jsonl", numbered(input.iter().copied()));
+        assert_eq!(run.asked().0, asked, "{input:?}");
+    }
+}
+
+#[test]
+fn only_a_new_request_or_another_engine_is_asked() {
+    let mut run = Edited::new(&rows(20));
+    // A Step of another name.
+    run.chain["steps"][0]["id"] = "opening".into();
+    run.chain["steps"][1]["user_prompt"] = "{{ vars.tone }}: {{ opening.text }}".into();
+    assert_eq!(run.asked().0, 0);
+    // Rows become children, and some go.
+    let steps = run.chain["steps"].as_array_mut().expect("a list");
+    steps.insert(
+        0,
+        json!({"id": "twice", "apply": {"jq": "select(.a != 4) | ., {a: (.a + 100)}"}}),
+    );
+    assert_eq!(run.asked().0, 2 * 19);
+    // What comes after the Steps.
+    let steps = run.chain["steps"].as_array_mut().expect("a list");
+    steps.push(json!({"id": "size", "apply": {"jq": "{n: (.text | length)}"}}));
+    let (asked, said) = run.asked();
+    assert_eq!(asked, 0);
+    assert_stderr!(said);
+    // One character of one prompt.
+    run.chain["steps"][2]["user_prompt"] = "{{ vars.tone }}; {{ opening.text }}".into();
+    assert_eq!(run.asked().0, 2 * 19);
+    // Sampling is part of a request.
+    run.chain["steps"][2]["sampling"] = json!({"seed": 7});
+    assert_eq!(run.asked().0, 2 * 19);
+    // The same words for another model, or at another engine.
+    run.chain["engines"]["e"]["model"] = "m2".into();
+    assert_eq!(run.asked().0, 4 * 19);
+    run.chain["engines"]["other"] = run.chain["engines"]["e"].clone();
+    run.chain["steps"][2]["engine"] = "other".into();
+    assert_eq!(run.asked().0, 2 * 19);
+    // How fast it is asked, and where it is, decides no answer.
+    run.chain["engines"]["e"]["concurrency"] = 1.into();
+    assert_eq!(run.asked().0, 0);
+}
+
+/// Samples: many rows ask the same and get different answers. Moved, each keeps one of its own.
+#[test]
+fn equal_requests_share_no_answer() {
+    let count = AtomicUsize::new(0);
+    let server =
+        TestServer::start(move |_| Answer::text(format!("sample {}", count.fetch_add(1, Ordering::SeqCst))));
+    let chain = json!({
+        "name": "samples",
+        "engines": {"e": {"backend": "openai", "model": "m", "endpoint": server.url(), "concurrency": 4}},
+        "steps": [{"id": "ask", "engine": "e", "user_prompt": "say {{ a }}"}],
+    });
+    let bench = Bench::new(&chain.to_string(), numbered([1; 200]));
+    let samples = |ran: &crate::harness::Ran| {
+        let values = ran.values("ask");
+        let mut all: Vec<String> = values
+            .iter()
+            .map(|value| value["text"].as_str().expect("a text").to_owned())
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all.len()
+    };
+    assert_eq!(samples(&bench.run(&[])), 200);
+    bench.write("in.jsonl", numbered([2].into_iter().chain([1; 200])));
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, samples(&ran), server.stats().asked), (0, 201, 201));
+    bench.write("in.jsonl", numbered([2, 2].into_iter().chain([1; 150])));
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, samples(&ran), server.stats().asked), (0, 152, 202));
+}
+
+/// Killed on its way through moved rows, it goes on with the answers that it took.
+#[test]
+fn a_killed_edit_takes_the_same_answers() {
+    let held = Arc::new(AtomicBool::new(false));
+    let hold = held.clone();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let list = heard.clone();
+    let server = TestServer::start(move |asked| {
+        if hold.load(Ordering::SeqCst) && asked.user().starts_with("say 10") {
+            return Answer::Hang;
+        }
+        let mut heard = list.lock().expect("a list");
+        heard.push(asked.user().to_owned());
+        Answer::text(format!("{} to {}", heard.len(), asked.user()))
+    });
+    let bench = Bench::new(&two_steps(&server).to_string(), rows(100));
+    let small = ["--batch-size", "5"];
+    assert_eq!(bench.run(&small).code, 0);
+    let first = bench.opened().values("second");
+    // All rows are one further on, and the new ones stand in their midst.
+    bench.write(
+        "in.jsonl",
+        numbered([1000].into_iter().chain(0..60).chain([1001]).chain(60..100)),
+    );
+    held.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        let mut child = bench.spawn(&["--resume", "--batch-size", "5"]);
+        until("request", || server.stats().in_flight > 0);
+        child.kill().expect("a child can be killed");
+        let _reaped = child.wait();
+        until("end of it", || server.stats().in_flight == 0);
+    }
+    held.store(false, Ordering::SeqCst);
+    let ran = bench.run(&small);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let texts =
+        |values: &[Value]| -> Vec<String> { values.iter().map(|value| value["text"].to_string()).collect() };
+    let mut now = texts(&ran.values("second"));
+    now.remove(61);
+    now.remove(0);
+    assert_eq!(now, texts(&first), "each old row has its old answer");
+    let heard = heard.lock().expect("a list").len();
+    assert_eq!(heard, 204, "each request was answered once");
+}
