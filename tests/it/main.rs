@@ -3,6 +3,7 @@
     missing_docs,
     dead_code,
     unreachable_pub,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::string_slice,

@@ -237,10 +237,13 @@ fn a_stale_lock() {
     }
 }
 
+/// A file, what is done to it in words, and its new text.
+type Change = (&'static str, &'static str, fn(&str) -> String);
+
 /// A killed run, and then another input or chain: refused by name, and gone on with by `--resume`.
 #[test]
 fn what_changed_while_it_was_stopped() {
-    let changes: [(&str, &str, fn(&str) -> String); 5] = [
+    let changes: [Change; 5] = [
         ("in.jsonl", "shortened", |text| {
             text.lines().take(25).map(|line| format!("{line}\n")).collect()
         }),
