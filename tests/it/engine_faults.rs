@@ -44,7 +44,7 @@ fn faults() -> Vec<Fault> {
     }
     // Made once: their server must not be slow.
     let blank = Answer::Raw(vec![b' '; 100 << 20].into());
-    let long = body(&"x ".repeat(50 << 20).into());
+    let long = body(&"x ".repeat(10 << 20).into());
     vec![
         fault("closed before the reply", || Answer::Close),
         fault("closed in the reply", || Answer::CloseMidBody),
@@ -55,7 +55,7 @@ fn faults() -> Vec<Fault> {
             every: Duration::from_millis(100),
         }),
         fault("a body of 100 MB", move || blank.clone()),
-        fault("a text of 100 MB", move || long.clone()),
+        fault("a text of 20 MB", move || long.clone()),
         fault("invalid UTF-8", || {
             Answer::Raw(
                 b"{\"choices\":[{\"message\":{\"content\":\"\xff\xfe\"},\"finish_reason\":\"stop\"}]}"

@@ -124,6 +124,7 @@ impl Scenario {
         scenario.private = listing(&out.join(".chainette"));
         scenario.asked = scenario.server.stats().asked;
         for place in fs::read_to_string(log).expect("places were hit").lines() {
+            assert!(POINTS.contains(&place), "{place} is not in the list");
             match scenario.hits.iter_mut().find(|(known, _)| known == place) {
                 Some((_, times)) => *times += 1,
                 None => scenario.hits.push((place.to_owned(), 1)),

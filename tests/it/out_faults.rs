@@ -102,12 +102,13 @@ fn out_is_removed_while_it_is_written() {
     let mut child = underway(&bench);
     let out = bench.dir.path().join("out");
     until("end of OUT", || fs::remove_dir_all(&out).is_ok());
-    go.store(true, Ordering::SeqCst);
+    // No reply comes: it is noticed all the same.
     let code = ends_within(&mut child, PATIENT);
     let said = stderr_of(&mut child);
     assert_eq!(code, 1, "{said}");
     assert_stderr!(said);
     assert!(!out.exists(), "half an OUT came back");
+    go.store(true, Ordering::SeqCst);
     let ran = bench.run(&[]);
     assert_eq!((ran.code, ran.lines("first").len()), (3, 30), "{}", ran.stderr);
     assert!(tree(&ran.out) == tree_of(&bench, "whole", &[]));
