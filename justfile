@@ -9,7 +9,8 @@ soak:
 
 # An hour at full speed with faults and restarts; draws benches/soak.svg.
 soak-hour seconds="3600":
-    cargo build --release --bins --example fake_engine
+    cargo build --release --example fake_engine
+    cargo build --release --bins
     python3 benches/soak.py --seconds {{seconds}}
 
 # Chains on a real llama.cpp server.

@@ -6,7 +6,9 @@
 #   PAIRS  runs with the ledger, each beside one without (7), of COST_ROWS rows (100000)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --bins --example fake_engine
+cargo build --release --example fake_engine
+# Last and by itself: together with an example it would get what only tests have.
+cargo build --release --bins
 source benches/common.sh
 ROWS=${ROWS:-1000000}
 PAIRS=${PAIRS:-7}

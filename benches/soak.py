@@ -8,7 +8,8 @@ chainette and the size of its ledger are written to a CSV; at the end an SVG is 
 
 Exit 1 when a lap went wrong, a process was left behind, or something grew. Python's standard library only; Linux.
 
-    cargo build --release --bins --example fake_engine
+    cargo build --release --example fake_engine
+    cargo build --release --bins
     python3 benches/soak.py --seconds 3600
 """
 

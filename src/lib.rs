@@ -52,6 +52,8 @@ pub mod node;
 pub mod sink;
 /// 8: the loop: chunks through the plan, commits, checkpoints, the ledger.
 pub mod run;
+/// 9: what a finished run left, read again: verified, compared.
+pub mod audit;
 /// 9: who watches: progress lines, JSON logs, the summary.
 pub mod report;
 /// 10: who asks, from Rust: chains made of code.

@@ -70,6 +70,13 @@ pub(crate) enum Command {
     /// Everything that is wrong with the chain is told at once. Needs no network and writes nothing.
     #[command(after_help = help::INSPECT, after_long_help = help::INSPECT_LONG)]
     Inspect(InspectArgs),
+    /// Prove that a run is complete and unaltered
+    ///
+    /// From OUT alone: every input row has exactly one outcome at every node and branch it came to, every
+    /// line that should be there is, once and in its place, and matches its schema; digests and counts are
+    /// those that were sealed. Needs no chain, no input and no network; writes nothing.
+    #[command(after_help = help::VERIFY, after_long_help = help::VERIFY_LONG)]
+    Verify(VerifyArgs),
     /// List the engines of a chain and ask each for its state
     ///
     /// Asks all of them at once, each in the way its backend answers; nothing is generated. Keys are
@@ -200,6 +207,15 @@ pub(crate) struct InspectArgs {
     /// How many rows of --input
     #[arg(long, value_name = "N", requires = "input", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Rows")]
     pub(crate) rows: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The folder of a finished run
+    pub(crate) out: PathBuf,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -74,6 +74,23 @@ Exit codes:
   2  the chain or the input cannot be used
   3  with --input: some of the rows would fail";
 
+pub(crate) const VERIFY: &str = "\
+Examples:
+  chainette verify out
+  chainette verify out --json";
+
+pub(crate) const VERIFY_LONG: &str = "\
+Examples:
+  chainette verify out
+      is everything there, once, as it was written? Rows in out/errors/ are accounted for
+  chainette verify out --json
+      the same for programs: fates per node, and each problem with its file, line and row
+
+Exit codes:
+  0  proven
+  1  something is wrong; it says what, and what to do
+  2  there is no run in OUT";
+
 pub(crate) const ENGINES: &str = "\
 States:
   ready          takes requests for the model

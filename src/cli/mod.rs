@@ -14,6 +14,7 @@ mod printer;
 mod run;
 mod schema;
 mod screen;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -93,6 +94,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
     match command {
         Command::Run(args) => run::run(args, global, printer),
         Command::Inspect(args) => inspect::inspect(args, global, printer),
+        Command::Verify(args) => verify::verify(args, printer),
         Command::Engines(args) => engines::engines(args, printer),
         Command::Clean(args) => clean::clean(args, printer),
         Command::Init(args) => init::init(args, printer),

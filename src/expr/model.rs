@@ -1,6 +1,7 @@
 //! Models: the shorthand and JSON Schema, made self-contained and checked.
 
 mod bundle;
+mod nulls;
 mod schema;
 
 use std::collections::HashSet;

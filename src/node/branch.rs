@@ -4,7 +4,7 @@ use crate::engine::Stop;
 use crate::plan::{Branch, BranchIx, Group};
 use crate::row::{ErrorKind, Named, RowError, RowId};
 
-use super::output::Output;
+use super::output::{Entry, Output};
 use super::walk::{Ends, Failure, State, Walker, side_by_side};
 
 impl Walker {
@@ -19,7 +19,11 @@ impl Walker {
         let runs = match self.holds(group.when.as_ref(), state) {
             Ok(runs) => runs,
             Err(error) => {
-                let first = group.branches.first().and_then(|ix| self.plan.branches.get(ix.0));
+                let Some(ix) = group.branches.first() else {
+                    return Ok(None);
+                };
+                out.entry(ix.0, Entry::GroupFailed);
+                let first = self.plan.branches.get(ix.0);
                 return Ok(first.map(|branch| self.branch_failure(branch, state.id.clone(), error)));
             }
         };
@@ -86,10 +90,12 @@ impl Walker {
         } else {
             Ok(false)
         };
-        if let Some(counts) = out.tally.branches.get_mut(ix.0) {
-            counts.rows += 1;
-            counts.skipped += u64::from(runs == Ok(false));
-        }
+        let entry = match runs {
+            Ok(true) => Entry::Entered,
+            Ok(false) => Entry::Skipped,
+            Err(_) => Entry::Failed,
+        };
+        out.entry(ix.0, entry);
         if self.one_by_one {
             self.live.entered(ix.0, runs == Ok(false));
         }

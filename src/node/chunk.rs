@@ -8,7 +8,7 @@ use crate::row::{ErrorKind, Record, RowError, RowId};
 use crate::source::{Chunk, RawRow};
 
 use super::lines;
-use super::output::Output;
+use super::output::{Output, RowFate};
 use super::walk::{Origin, Walker, side_by_side};
 
 /// A row that is ready to go, or failed already.
@@ -81,7 +81,7 @@ impl Walker {
             Err(message) => message,
         };
         let shown = record.as_ref().map_err(|_| raw.as_slice());
-        out.input_row(true);
+        out.input_row(RowFate::Invalid);
         out.failure(None, ErrorKind::InvalidInput, &message);
         lines::bad_input(&mut out.errors, &id, &origin, &message, shown);
         Ok(())

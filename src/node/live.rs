@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::output::{BranchCounts, Fate, NodeOutput, Tally};
+use super::output::{BranchCounts, BranchOutput, Fate, NodeOutput, Tally};
 use crate::event::{Entries, Traffic};
 
 /// Counters of all nodes and branches of a run.
@@ -89,9 +89,10 @@ impl Live {
                 live.add(*fate, *rows);
             }
         }
-        for (live, BranchCounts { rows, skipped, .. }) in self.branches.iter().zip(&tally.branches) {
-            add(&live.came, *rows);
-            add(&live.skipped, *skipped);
+        let branches = tally.branches.iter().map(BranchOutput::counts);
+        for (live, BranchCounts { rows, skipped, .. }) in self.branches.iter().zip(branches) {
+            add(&live.came, rows);
+            add(&live.skipped, skipped);
         }
     }
 

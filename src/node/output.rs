@@ -2,24 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::fates::{Entry, Fate, RowFate, Runs};
 use super::timing::Timing;
 use crate::event::Usage;
 use crate::row::ErrorKind;
-
-/// What became of one row at one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Fate {
-    /// It left this many rows, at least one.
-    Emitted(u32),
-    /// An Apply left nothing.
-    Filtered,
-    /// Its `when` was false.
-    Skipped,
-    /// It failed under `on_error: null`.
-    Nulled,
-    /// It failed.
-    Failed,
-}
 
 /// JSON lines, each ended by a newline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,27 +33,6 @@ impl Lines {
     }
 }
 
-/// The fates of the rows that came to a node, in order, as runs of equal fates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Fates(pub Vec<(Fate, u64)>);
-
-impl Fates {
-    /// Adds rows with one fate.
-    pub fn push(&mut self, fate: Fate, rows: u64) {
-        match self.0.last_mut() {
-            Some((last, n)) if *last == fate => *n += rows,
-            _ => self.0.push((fate, rows)),
-        }
-    }
-
-    fn append(&mut self, other: &mut Self) {
-        for (fate, rows) in other.0.drain(..) {
-            self.push(fate, rows);
-        }
-    }
-}
-
 /// How often joined and unjoined rows came out of a branch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BranchCounts {
@@ -77,6 +42,30 @@ pub struct BranchCounts {
     pub skipped: u64,
     /// Rows for which something in it failed.
     pub failed: u64,
+}
+
+/// How rows came to a branch, and what came of them there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchOutput {
+    /// How the rows came to it.
+    pub entries: Runs<Entry>,
+    /// Rows for which something in it failed.
+    pub failed: u64,
+}
+
+impl BranchOutput {
+    /// The sums.
+    pub fn counts(&self) -> BranchCounts {
+        let sum = |wanted: fn(Entry) -> bool| {
+            let all = self.entries.0.iter().filter(|(entry, _)| wanted(*entry));
+            all.map(|(_, rows)| rows).sum()
+        };
+        BranchCounts {
+            rows: sum(|entry| entry != Entry::GroupFailed),
+            skipped: sum(|entry| entry == Entry::Skipped),
+            failed: self.failed,
+        }
+    }
 }
 
 /// Failures of one kind at one place.
@@ -96,7 +85,7 @@ pub struct Failures {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeOutput {
     /// The fates of the rows that came to it.
-    pub fates: Fates,
+    pub fates: Runs<Fate>,
     /// Tokens of all replies, also of those that were asked again.
     pub prompt_tokens: u64,
     /// See `prompt_tokens`.
@@ -112,11 +101,11 @@ pub struct Tally {
     /// By node.
     pub nodes: Vec<NodeOutput>,
     /// By branch.
-    pub branches: Vec<BranchCounts>,
+    pub branches: Vec<BranchOutput>,
     /// Input rows.
     pub rows: u64,
-    /// For each input row in order: whether it failed on the main line, as runs.
-    pub failed: Vec<(bool, u64)>,
+    /// What became of the input rows on the main line.
+    pub input: Runs<RowFate>,
     /// Failures by place and kind.
     pub failures: Vec<Failures>,
 }
@@ -141,7 +130,7 @@ impl Output {
             nodes: vec![Lines::default(); nodes],
             tally: Tally {
                 nodes: vec![NodeOutput::default(); nodes],
-                branches: vec![BranchCounts::default(); branches],
+                branches: vec![BranchOutput::default(); branches],
                 ..Tally::default()
             },
             ..Self::default()
@@ -171,9 +160,16 @@ impl Output {
     }
 
     /// Counts an input row.
-    pub fn input_row(&mut self, failed: bool) {
+    pub fn input_row(&mut self, fate: RowFate) {
         self.tally.rows += 1;
-        push_run(&mut self.tally.failed, failed, 1);
+        self.tally.input.push(fate, 1);
+    }
+
+    /// Counts a row that came to a branch.
+    pub fn entry(&mut self, branch: usize, entry: Entry) {
+        if let Some(branch) = self.tally.branches.get_mut(branch) {
+            branch.entries.push(entry, 1);
+        }
     }
 
     /// Counts a line of `errors/`.
@@ -207,15 +203,12 @@ impl Output {
             mine.completion_tokens += theirs.completion_tokens;
             mine.timing.merge(&theirs.timing);
         }
-        for (mine, theirs) in self.tally.branches.iter_mut().zip(&other.tally.branches) {
-            mine.rows += theirs.rows;
-            mine.skipped += theirs.skipped;
+        for (mine, theirs) in self.tally.branches.iter_mut().zip(&mut other.tally.branches) {
+            mine.entries.append(&mut theirs.entries);
             mine.failed += theirs.failed;
         }
         self.tally.rows += other.tally.rows;
-        for (failed, rows) in other.tally.failed {
-            push_run(&mut self.tally.failed, failed, rows);
-        }
+        self.tally.input.append(&mut other.tally.input);
         for theirs in other.tally.failures {
             match self
                 .tally
@@ -288,11 +281,4 @@ impl Output {
 struct Head {
     lines: Vec<(usize, u64)>,
     tally: Tally,
-}
-
-fn push_run(runs: &mut Vec<(bool, u64)>, value: bool, rows: u64) {
-    match runs.last_mut() {
-        Some((last, n)) if *last == value => *n += rows,
-        _ => runs.push((value, rows)),
-    }
 }

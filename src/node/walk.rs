@@ -18,7 +18,7 @@ use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
 use super::lines;
 use super::live::Live;
-use super::output::{Fate, Output};
+use super::output::{Fate, Output, RowFate};
 use super::step::{Question, Step};
 
 /// Leads rows through one plan.
@@ -170,7 +170,10 @@ impl Walker {
         for row in &ends.rows {
             lines::flattened(&mut out.flattened, &self.plan, row);
         }
-        out.input_row(!ends.failed.is_empty());
+        out.input_row(match ends.failed.is_empty() {
+            true => RowFate::Done,
+            false => RowFate::Failed,
+        });
         let mut failures = ends.failed;
         failures.extend(ends.aside);
         failures.sort_by(|a, b| (&a.row_id, a.order).cmp(&(&b.row_id, b.order)));

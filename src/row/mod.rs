@@ -40,10 +40,24 @@ impl RowId {
         }
     }
 
+    /// The row id of a text, as [`RowId`] is printed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split('.');
+        let ordinal = number(numbers.next()?)?.parse().ok()?;
+        let path: Option<Vec<u32>> = numbers.map(|k| number(k)?.parse().ok()).collect();
+        Some(Self { ordinal, path: path? })
+    }
+
     /// The zero-based ordinal of the input row this row descends from.
     pub fn ordinal(&self) -> u64 {
         self.ordinal
     }
+}
+
+/// A number as it is printed: no sign, no leading zero.
+fn number(text: &str) -> Option<&str> {
+    let is_number = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    is_number.then_some(text)
 }
 
 impl fmt::Display for RowId {

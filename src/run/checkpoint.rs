@@ -61,17 +61,12 @@ pub(crate) fn write_json(
     private: &Path,
     path: &Path,
     value: &impl Serialize,
-    pretty: bool,
+    is_pretty: bool,
 ) -> Result<(), RunError> {
-    let mut bytes = if pretty {
-        serde_json::to_vec_pretty(value)
-    } else {
-        serde_json::to_vec(value)
-    }
-    .map_err(|error| RunError::Bug {
-        message: error.to_string(),
-    })?;
-    bytes.push(b'\n');
+    let bytes = match is_pretty {
+        true => pretty(value)?,
+        false => ended(serde_json::to_vec(value))?,
+    };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let tmp = private.join(format!("{name}.tmp"));
     let stem = name.trim_end_matches(".json");
@@ -87,6 +82,20 @@ pub(crate) fn write_json(
         failpoint::hit(format_args!("{stem}.dir_synced"))
     };
     write().map_err(RunError::io(path))
+}
+
+/// The bytes of a JSON file that people read.
+pub(super) fn pretty(value: &impl Serialize) -> Result<Vec<u8>, RunError> {
+    ended(serde_json::to_vec_pretty(value))
+}
+
+/// Ends the last line.
+fn ended(bytes: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>, RunError> {
+    let mut bytes = bytes.map_err(|error| RunError::Bug {
+        message: error.to_string(),
+    })?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 /// A checkpoint that waits for the disk.

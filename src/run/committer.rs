@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fs_err::{File, OpenOptions};
+use fs_err::File;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -16,10 +15,11 @@ use super::checkpoint::{Checkpoint, Checkpointer, Job};
 use super::ledger::Ledger;
 use super::limits::ErrorLimit;
 use super::lock::Holding;
+use super::outcomes;
 use super::parking::{Parked, Parking};
-use crate::event::{Event, EventSender, counted, thousands};
+use crate::event::{Event, EventSender};
 use crate::failpoint;
-use crate::node::output::{Fate, Output};
+use crate::node::output::Output;
 use crate::row::ErrorKind;
 use crate::sink::StreamWriter;
 use crate::source::Position;
@@ -125,6 +125,7 @@ pub(super) struct Committer {
     pub(super) outcomes: File,
     pub(super) holding: Holding,
     pub(super) nodes: Vec<String>,
+    pub(super) branches: Vec<String>,
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) limit: ErrorLimit,
     pub(super) events: EventSender,
@@ -302,11 +303,10 @@ impl Committer {
         self.waiting.errors.store(errors, Ordering::Relaxed);
         self.checkpoint.times.add(&output);
         chunk.rows += output.tally.rows;
-        let failed = output
-            .tally
-            .failed
+        let fates = &output.tally.input.0;
+        let failed = fates
             .iter()
-            .filter(|(failed, _)| *failed)
+            .filter(|(fate, _)| fate.is_failure())
             .map(|(_, rows)| rows);
         chunk.failed += failed.sum::<u64>();
         self.tell(&output);
@@ -315,7 +315,7 @@ impl Committer {
             let Waiting { rows, failed, .. } = *chunk;
             self.events.send(Event::ChunkFinished { seq, rows, failed });
         }
-        self.limit.check(&self.checkpoint.counts, &output.tally.failed)?;
+        self.limit.check(&self.checkpoint.counts, &output.tally.input.0)?;
         self.pass("commit.limit_checked")?;
         Ok(true)
     }
@@ -325,35 +325,16 @@ impl Committer {
         failpoint::hit(place).map_err(RunError::io(self.outcomes.path()))
     }
 
-    /// Appends the fates of a chunk's rows to `.chainette/outcomes`.
+    /// Appends what became of some rows to `.chainette/outcomes`.
     fn write_outcomes(&mut self, output: &Output) -> Result<(), RunError> {
-        let mut line = format!(
-            "{{\"row\":{},\"rows\":{}",
-            self.checkpoint.counts.rows_in, output.tally.rows
-        );
-        for (id, node) in self.nodes.iter().zip(&output.tally.nodes) {
-            if node.fates.0.is_empty() {
-                continue;
+        let first = self.checkpoint.counts.rows_in;
+        let line = outcomes::line(first, &output.tally, &self.nodes, &self.branches).map_err(|error| {
+            RunError::Bug {
+                message: error.to_string(),
             }
-            line += &format!(",\"{id}\":\"");
-            for (fate, rows) in &node.fates.0 {
-                if *rows > 1 {
-                    line += &rows.to_string();
-                }
-                match fate {
-                    Fate::Emitted(1) => line.push('e'),
-                    Fate::Emitted(children) => line += &format!("e:{children},"),
-                    Fate::Filtered => line.push('x'),
-                    Fate::Skipped => line.push('s'),
-                    Fate::Nulled => line.push('n'),
-                    Fate::Failed => line.push('f'),
-                }
-            }
-            line.push('"');
-        }
-        line += "}\n";
+        })?;
         self.outcomes
-            .write_all(line.as_bytes())
+            .write_all(&line)
             .map_err(RunError::io(self.outcomes.path()))?;
         self.checkpoint.outcomes += line.len() as u64;
         Ok(())
@@ -415,23 +396,4 @@ impl Committer {
         self.submit(finished)?;
         self.checkpointer.wait()
     }
-}
-
-/// Opens the outcomes file where a checkpoint left it.
-pub(super) fn open_outcomes(path: &Path, bytes: u64) -> Result<File, RunError> {
-    let open = || {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let len = file.metadata()?.len();
-        if len < bytes {
-            return Ok(Err(len));
-        }
-        file.set_len(bytes)?;
-        Ok(Ok(file))
-    };
-    open()
-        .map_err(RunError::io(path))?
-        .map_err(|len| RunError::Damaged {
-            path: PathBuf::from(path),
-            problem: format!("{} instead of {}", counted(len, "byte"), thousands(bytes)),
-        })
 }

@@ -32,7 +32,8 @@ pub struct NodeCounts {
 }
 
 impl NodeCounts {
-    fn add(&mut self, fate: Fate, rows: u64) {
+    /// Adds rows with one fate.
+    pub(crate) fn add(&mut self, fate: Fate, rows: u64) {
         self.rows += rows;
         match fate {
             Fate::Emitted(children) => {
@@ -91,8 +92,8 @@ impl Counts {
         let tally = &output.tally;
         self.rows_out += output.flattened.count;
         self.errors += output.errors.count;
-        for (failed, rows) in &tally.failed {
-            if *failed {
+        for (fate, rows) in &tally.input.0 {
+            if fate.is_failure() {
                 if self.leading_failed == self.rows_in {
                     self.leading_failed += rows;
                 }
@@ -108,6 +109,7 @@ impl Counts {
             counts.completion_tokens += node.completion_tokens;
         }
         for (mine, theirs) in self.branches.values_mut().zip(&tally.branches) {
+            let theirs = theirs.counts();
             mine.rows += theirs.rows;
             mine.skipped += theirs.skipped;
             mine.failed += theirs.failed;

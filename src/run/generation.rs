@@ -46,7 +46,7 @@ pub(super) const NEXT: &str = "next";
 /// Where a generation that was replaced is on its way out.
 pub(super) const OLD: &str = "old";
 /// Says that a next generation is being put in place.
-pub(super) const SWAP: &str = "swap.json";
+pub(crate) const SWAP: &str = "swap.json";
 
 /// What a swap does.
 #[derive(Debug, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use crate::source::{self, Fingerprint};
 use crate::spec::EngineSpec;
 
 /// The version of the files in `.chainette/`.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// What makes two runs the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ pub(super) fn engines_by_step(plan: &Plan) -> HashMap<String, [u8; 32]> {
 }
 
 /// Name, backend, model and what else decides what an engine replies; not where it is or how fast it is asked.
-fn engine_identity(engine: &EngineSpec) -> String {
+pub(super) fn engine_identity(engine: &EngineSpec) -> String {
     let mut identity = format!("{} {} {}", engine.name, engine.backend.as_str(), engine.model);
     if let Some(reasoning) = engine.reasoning {
         identity += &format!(" reasoning={reasoning}");

@@ -3,6 +3,7 @@
 use super::RunError;
 use super::counts::Counts;
 use crate::event::counted;
+use crate::node::output::RowFate;
 
 /// Rows that must all fail before a run without `--max-errors` gives up.
 const HOPELESS: u64 = 100;
@@ -21,9 +22,8 @@ pub enum ErrorLimit {
 }
 
 impl ErrorLimit {
-    /// An error when the committed rows are over the limit; `last` are the latest of them, as runs of
-    /// failed and good rows.
-    pub(super) fn check(self, counts: &Counts, last: &[(bool, u64)]) -> Result<(), RunError> {
+    /// An error when the committed rows are over the limit; `last` are the latest of them.
+    pub(super) fn check(self, counts: &Counts, last: &[(RowFate, u64)]) -> Result<(), RunError> {
         let Counts {
             rows_in,
             rows_failed,
@@ -55,10 +55,10 @@ impl ErrorLimit {
 
 /// The first place among the latest rows where more than a part of all rows before it failed: as if each
 /// row were looked at, so that the size of a chunk does not decide.
-fn over(part: f64, rows_in: u64, rows_failed: u64, last: &[(bool, u64)]) -> Option<(u64, u64)> {
+fn over(part: f64, rows_in: u64, rows_failed: u64, last: &[(RowFate, u64)]) -> Option<(u64, u64)> {
     let sum = |all: bool| {
         last.iter()
-            .filter(|(bad, _)| all || *bad)
+            .filter(|(fate, _)| all || fate.is_failure())
             .map(|(_, n)| n)
             .sum::<u64>()
     };
@@ -70,12 +70,12 @@ fn over(part: f64, rows_in: u64, rows_failed: u64, last: &[(bool, u64)]) -> Opti
         rows_in.saturating_sub(sum(true)),
         rows_failed.saturating_sub(sum(false)),
     );
-    for (bad, n) in last {
+    for (fate, n) in last {
         // The part is largest after the last of a run of failed rows, or at the row from which it counts.
         let first = HOPELESS.saturating_sub(rows).clamp(1, *n);
         for step in [first, *n - first] {
             rows += step;
-            failed += if *bad { step } else { 0 };
+            failed += if fate.is_failure() { step } else { 0 };
             if rows >= HOPELESS && failed as f64 > part * rows as f64 {
                 return Some((failed, rows));
             }

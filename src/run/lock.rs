@@ -83,3 +83,12 @@ impl Holding {
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
+
+/// True when a process works on an OUT. Nothing is written.
+pub(crate) fn is_locked(private: &Path) -> bool {
+    let file = File::open(private.join("lock"));
+    file.is_ok_and(|file| {
+        let locked = file.file().try_lock_shared();
+        matches!(locked, Err(std::fs::TryLockError::WouldBlock))
+    })
+}

@@ -3,11 +3,14 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, pretty};
+use super::config::RunConfig;
 use super::counts::Counts;
-use super::identity::Identity;
+use super::identity::engine_identity;
+use super::{ErrorLimit, OutDir, RunError, outcomes};
 use crate::node::timing::Timing;
 use crate::plan::Plan;
+use crate::spec::{Concurrency, EngineSpec};
 
 /// Seconds and times of a run; the only part of the metadata that a rerun changes.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -46,13 +49,18 @@ impl Timings {
     }
 }
 
-/// The content of `metadata.json`.
+/// The content of `metadata.json`. Whatever a kill, a resume or another machine may change stands in `run_id`,
+/// `versions` and `timings`, and nowhere else.
+///
+/// # Errors
+/// The outcomes of a finished run cannot be read back.
 pub(super) fn metadata(
-    plan: &Plan,
-    identity: &Identity,
+    config: &RunConfig,
+    out: &OutDir,
     checkpoint: &Checkpoint,
     timings: &Timings,
-) -> Value {
+) -> Result<Value, RunError> {
+    let (plan, identity) = (&config.plan, &out.identity);
     let Counts {
         rows_in,
         rows_out,
@@ -71,7 +79,14 @@ pub(super) fn metadata(
         .map(|(name, state)| (name.clone(), json!(state.rolled)))
         .collect();
     let usage = checkpoint.counts.usage();
-    json!({
+    let graph = pretty(&config.graph)?;
+    let outcomes = match checkpoint.finished {
+        true => json!({ "rows": rows_in, "blake3": outcomes::digest(&out.private_base().join("outcomes"))? }),
+        false => Value::Null,
+    };
+    let mut timings = json!(timings.of(checkpoint));
+    put(&mut timings, "configuration", configuration(config));
+    let mut metadata = json!({
         "run_id": identity.run_id,
         "state": if checkpoint.finished { "finished" } else { "running" },
         "versions": { "chainette": env!("CARGO_PKG_VERSION"), "files": identity.version },
@@ -89,9 +104,99 @@ pub(super) fn metadata(
         "nodes": nodes,
         "branches": branches,
         "tokens": { "prompt": usage.prompt_tokens, "completion": usage.completion_tokens },
-        "timings": timings.of(checkpoint),
+        "engines": engines(plan),
+        "timings": timings,
         "shards": shards,
+        "graph": { "bytes": graph.len(), "blake3": hex(&graph) },
+        "outcomes": outcomes,
+    });
+    let Seals { content, whole } = seals(&metadata);
+    put(&mut metadata, "seal", Value::String(content));
+    if let Some(timings) = metadata.get_mut("timings") {
+        put(timings, "seal", Value::String(whole));
+    }
+    Ok(metadata)
+}
+
+/// The engines that answered: what decides what each replies, not where it is or what opens its door.
+fn engines(plan: &Plan) -> Map<String, Value> {
+    let engine = |engine: &EngineSpec| {
+        let identity = engine_identity(engine);
+        let shown = json!({
+            "backend": engine.backend.as_str(), "model": engine.model,
+            "reasoning": engine.reasoning, "context": engine.context,
+            "identity": hex(identity.as_bytes()),
+        });
+        (engine.name.clone(), shown)
+    };
+    plan.engines.iter().map(engine).collect()
+}
+
+/// What the last process of a run chose for itself; no output depends on it.
+fn configuration(config: &RunConfig) -> Value {
+    let engine = |engine: &EngineSpec| {
+        let shown = json!({
+            "endpoint": engine.shown_endpoint(),
+            "concurrency": match engine.concurrency {
+                Concurrency::Auto => json!("auto"),
+                Concurrency::Fixed(n) => json!(n),
+            },
+        });
+        (engine.name.clone(), shown)
+    };
+    let engines: Map<String, Value> = config.plan.engines.iter().map(engine).collect();
+    let max_errors = match config.errors {
+        ErrorLimit::Hopeless => Value::Null,
+        ErrorLimit::FailFast => json!(0),
+        ErrorLimit::Rows(rows) => json!(rows),
+        ErrorLimit::Percent(percent) => json!(format!("{percent}%")),
+    };
+    json!({
+        "batch_size": config.batch_size,
+        "max_errors": max_errors,
+        "ledger": config.ledger,
+        "engines": engines,
     })
+}
+
+/// What tells that `metadata.json` was changed.
+pub(crate) struct Seals {
+    /// BLAKE3 of what a run is and left: two runs with this in common left the same files.
+    pub(crate) content: String,
+    /// BLAKE3 of everything, with the content's seal, but without this one.
+    pub(crate) whole: String,
+}
+
+/// The seals of a metadata, whatever it says that they are. They are taken over its compact text, keys in the
+/// order in which they stand.
+pub(crate) fn seals(metadata: &Value) -> Seals {
+    let mut content = metadata.clone();
+    if let Value::Object(content) = &mut content {
+        for changing in ["run_id", "versions", "timings", "seal"] {
+            content.shift_remove(changing);
+        }
+    }
+    let content = hex(content.to_string().as_bytes());
+    let mut whole = metadata.clone();
+    if let Value::Object(whole) = &mut whole {
+        whole.shift_remove("seal");
+        if let Some(Value::Object(timings)) = whole.get_mut("timings") {
+            timings.shift_remove("seal");
+        }
+    }
+    let whole = hex(format!("{content} {whole}").as_bytes());
+    Seals { content, whole }
+}
+
+fn put(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(object) = object {
+        object.insert(key.to_owned(), value);
+    }
+}
+
+/// BLAKE3, hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
 }
 
 /// A time as RFC 3339 in UTC, with milliseconds.

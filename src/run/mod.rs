@@ -15,6 +15,7 @@ mod ledger;
 mod limits;
 mod lock;
 mod metadata;
+mod outcomes;
 mod outdir;
 mod parking;
 mod session;
@@ -32,9 +33,14 @@ pub use counts::{Counts, NodeCounts, Times};
 pub use dispatcher::{Dispatcher, Interrupted, Moment, Signals, StatusLine};
 pub use error::RunError;
 pub use executor::Halt;
+pub(crate) use generation::SWAP;
 pub use identity::Identity;
+pub(crate) use identity::VERSION as FILES_VERSION;
 pub use limits::ErrorLimit;
+pub(crate) use lock::is_locked;
 pub use metadata::rfc3339;
+pub(crate) use metadata::seals;
+pub(crate) use outcomes::{Digest as OutcomesDigest, Outcomes, Reader as OutcomesReader, Unread};
 pub use outdir::{Existing, OutDir};
 pub use watch::Tracker;
 
@@ -128,7 +134,7 @@ pub fn run(
     {
         if out.reuse.next {
             // Killed between its last checkpoint and the swap.
-            finish_next(&plan, &out, done, &mut timings)?;
+            finish_next(&config, &out, done, &mut timings)?;
         }
         read_again(&config, done, &out.identity)?;
         // Killed between the last checkpoint and the last file?
@@ -140,7 +146,7 @@ pub fn run(
             write_json(
                 &out.private,
                 &path,
-                &metadata(&plan, &out.identity, done, &timings),
+                &metadata(&config, &out, done, &timings)?,
                 true,
             )?;
         }
@@ -188,7 +194,7 @@ pub fn run(
         format: config.format.clone(),
     };
     let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
-    let outcomes = committer::open_outcomes(&out.private_base().join("outcomes"), checkpoint.outcomes)?;
+    let outcomes = outcomes::open(&out.private_base().join("outcomes"), checkpoint.outcomes)?;
     let ledger = if config.ledger && wanted.asks {
         let needed = Needed {
             first: checkpoint.answers_from,
@@ -206,7 +212,7 @@ pub fn run(
     write_json(
         &out.private,
         &metadata_path,
-        &metadata(&plan, &out.identity, &checkpoint, &timings),
+        &metadata(&config, &out, &checkpoint, &timings)?,
         true,
     )?;
 
@@ -285,7 +291,7 @@ pub fn run(
         write_json(
             &out.private,
             &metadata_path,
-            &metadata(&plan, &out.identity, &checkpoint, &timings),
+            &metadata(&config, &out, &checkpoint, &timings)?,
             true,
         )?;
         if out.reuse.next {
@@ -304,13 +310,13 @@ pub fn run(
 
 /// Completes a next generation whose rows are all done, and puts it in place.
 fn finish_next(
-    plan: &crate::plan::Plan,
+    config: &RunConfig,
     out: &OutDir,
     done: &Checkpoint,
     timings: &mut Timings,
 ) -> Result<(), RunError> {
     timings.finished = Some(rfc3339(Clock::now()));
-    let metadata = metadata(plan, &out.identity, done, timings);
+    let metadata = metadata(config, out, done, timings)?;
     write_json(&out.private, &out.base.join("metadata.json"), &metadata, true)?;
     generation::swap(&out.path, &out.private)
 }

@@ -130,6 +130,7 @@ impl Session<'_> {
             outcomes,
             holding,
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
+            branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             ledger: ledger.clone(),
             limit: config.errors,
             events: events.clone(),

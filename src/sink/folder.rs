@@ -131,7 +131,7 @@ pub(super) fn cut(bytes: &[u8], rows: u64, room: u64) -> (&[u8], &[u8], u64) {
 }
 
 /// The final name of a shard.
-pub(super) fn shard_path(dir: &Path, index: usize, extension: &str) -> PathBuf {
+pub(crate) fn shard_path(dir: &Path, index: usize, extension: &str) -> PathBuf {
     dir.join(format!("{index:03}.{extension}"))
 }
 

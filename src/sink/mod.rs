@@ -10,7 +10,9 @@ mod spool;
 mod stream_writer;
 
 pub use custom::{Rows, Shard, Sink};
+pub(crate) use folder::shard_path;
 pub use folder::{Closed, Resumable, Rolled, ShardState, SpoolState};
+pub(crate) use parquet::ShardRows;
 pub(crate) use present::check_present;
 pub use stream_writer::{Layout, SinkState, StreamWriter};
 pub(crate) use stream_writer::{Unsynced, sync_dir};

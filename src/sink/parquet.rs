@@ -5,6 +5,7 @@ mod encode;
 mod infer;
 mod kind;
 mod number;
+mod read;
 mod values;
 
 use std::borrow::Cow;
@@ -22,9 +23,12 @@ use crate::plan::explain::{flattened_names, flattened_schema, record_schema};
 use crate::row::raw_fields;
 use infer::{Guess, unquoted};
 use kind::Column;
+pub(crate) use read::ShardRows;
 
 /// Where values go that do not fit, and fields that came too late: a JSON object of column → value.
 const RESCUED: &str = "_rescued";
+/// The entry of a file's metadata with the paths of all parts that hold JSON text.
+const JSON_TEXT: &str = "chainette.json_text";
 /// Rows that decide the types of what no model declares.
 pub(super) const TYPED_BY: u64 = 10_000;
 /// Columns that are found in the first rows; further ones are rescued.

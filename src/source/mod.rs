@@ -23,6 +23,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use columnar::ParquetRows;
 pub use error::SourceError;
 pub use fingerprint::Fingerprint;
 pub(crate) use fingerprint::difference;

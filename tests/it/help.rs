@@ -4,9 +4,10 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 8] = [
     "run",
     "inspect",
+    "verify",
     "engines",
     "clean",
     "init",

@@ -11,6 +11,7 @@
     clippy::print_stderr
 )]
 
+mod audit;
 mod broken_inputs;
 mod broker;
 mod chains;
@@ -89,3 +90,4 @@ mod tape;
 mod templates;
 mod twins;
 mod unused;
+mod verify;

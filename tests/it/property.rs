@@ -23,7 +23,7 @@ use crate::harness::tree;
 use crate::reference::{self, Fates, Line, Outcome};
 use crate::server::TestServer;
 use crate::tape::Tape;
-use crate::{cli, columns, lines};
+use crate::{cli, columns, lines, verify};
 
 /// The functions and programs of process Applies.
 const TWINS: &str = include_str!("twins.py");
@@ -213,6 +213,8 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
         let limit = ["--limit".to_owned(), limit.to_string()];
         let ran = cli::wait(dir, &mut spawn(&[args.as_slice(), &limit].concat()));
         prop_assert!(matches!(ran.code, Some(0 | 3)), "{ran:?}\n{}", context());
+        let proven = verify::proven(&dir.join("out"));
+        proven.map_err(|error| TestCaseError::fail(format!("{error}\n{}", context())))?;
     }
     for kill in &case.kills {
         let mut child = spawn(&args);
@@ -234,6 +236,12 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
     prop_assert!(ran.code == Some(code) || done_before, "{ran:?}\n{}", context());
 
     let out = dir.join("out");
+    let verdict =
+        verify::proven(&out).map_err(|error| TestCaseError::fail(format!("{error}\n{}", context())))?;
+    for (id, expected) in &expected.fates {
+        let found = verdict.nodes.get(id).map(|counts| counts.failed);
+        prop_assert_eq!(found, Some(expected.failed), "{} of {}", id, context());
+    }
     if case.parquet {
         let declared: &[_] = if chain.input_model { &[DECLARED] } else { &[] };
         expected.files = columns::of_lines(&expected.files, &out, declared);

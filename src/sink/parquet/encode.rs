@@ -16,7 +16,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::kind::{Column, Kind, fields};
 use super::values::{Misfit, Set, Values};
-use super::{RESCUED, TYPED_BY, Table};
+use super::{JSON_TEXT, RESCUED, TYPED_BY, Table};
 use crate::row::{raw_fields, write_str};
 use crate::sink::SinkError;
 use crate::sink::encoder::{LineReader, Rescued, TOLD};
@@ -101,7 +101,7 @@ fn properties(table: &Table, columns: &[Column]) -> WriterProperties {
         .set_key_value_metadata(Some(vec![
             KeyValue::new("chainette.chain".to_owned(), table.chain.clone()),
             KeyValue::new("chainette.folder".to_owned(), table.folder.clone()),
-            KeyValue::new("chainette.json_text".to_owned(), json.to_string()),
+            KeyValue::new(JSON_TEXT.to_owned(), json.to_string()),
         ]))
         .build()
 }

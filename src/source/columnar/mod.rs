@@ -46,6 +46,8 @@ pub(super) struct ColumnarRows {
     /// Where the next row begins in the text.
     start: usize,
     at: Place,
+    /// What is said beside the damage of a file.
+    advice: &'static str,
 }
 
 impl ColumnarRows {
@@ -60,6 +62,7 @@ impl ColumnarRows {
             ends: Vec::new().into_iter(),
             start: 0,
             at,
+            advice: "; rows before that are kept",
         }
     }
 
@@ -97,8 +100,8 @@ impl Rows for ColumnarRows {
             match self.ends.next() {
                 Some(end) => break end,
                 None => {
-                    let path = self.path.clone();
-                    if !guarded(&path, "; rows before that are kept", || self.refill())? {
+                    let (path, advice) = (self.path.clone(), self.advice);
+                    if !guarded(&path, advice, || self.refill())? {
                         return Ok(None);
                     }
                 }
@@ -120,6 +123,46 @@ impl Rows for ColumnarRows {
 
     fn place(&self) -> Place {
         self.at
+    }
+}
+
+/// The rows of a Parquet file that is no input, as JSON objects.
+pub(crate) struct ParquetRows {
+    rows: ColumnarRows,
+    /// The file's own entries in its metadata.
+    entries: Vec<(String, String)>,
+}
+
+impl ParquetRows {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no sound Parquet file.
+    pub(crate) fn open(path: &Path) -> Result<Self, SourceError> {
+        let entries = parquet::entries(path)?;
+        let mut rows = parquet::open(path, Place::default())?.rows;
+        rows.advice = "";
+        Ok(Self { rows, entries })
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn entry(&self, key: &str) -> Option<&str> {
+        let found = self.entries.iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Appends the next row to `data`, with null for what a column does not hold; false at the end.
+    ///
+    /// # Errors
+    /// The file is damaged, or a row is larger than any row may be.
+    pub(crate) fn next(&mut self, data: &mut Vec<u8>) -> Result<bool, SourceError> {
+        let Some(row) = self.rows.next(data)? else {
+            return Ok(false);
+        };
+        match row.problem {
+            Some(problem) => Err(SourceError::unreadable(&self.rows.path, problem)),
+            None => Ok(true),
+        }
     }
 }
 

@@ -50,6 +50,19 @@ fn read(path: &Path, file: File, at: Place) -> Result<Columnar, ArrowError> {
     })
 }
 
+/// The entries that the writer of a file put into its metadata.
+pub(super) fn entries(path: &Path) -> Result<Vec<(String, String)>, SourceError> {
+    let file = File::open(path).map_err(SourceError::io(path))?;
+    guarded(path, "", || {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(plain)?;
+        let entries = builder.metadata().file_metadata().key_value_metadata();
+        let entries = entries.into_iter().flatten();
+        Ok(entries
+            .filter_map(|entry| Some((entry.key.clone(), entry.value.clone()?)))
+            .collect())
+    })
+}
+
 /// A count of the metadata, which is never negative in a sound file.
 fn rows(count: i64) -> u64 {
     u64::try_from(count).unwrap_or(0)

@@ -1,0 +1,14 @@
+//! What a finished run left, read again.
+//!
+//! Nothing here runs a chain, asks an engine or writes: [`Outputs`] is an OUT as it lies on the disk, and its
+//! lines can be read in flat memory, whatever their format.
+
+mod error;
+mod outputs;
+mod shards;
+mod verify;
+
+pub use error::AuditError;
+pub use outputs::{Chain, Options, Outputs, RowTotals, Tokens};
+pub use shards::{Line, Lines};
+pub use verify::{Problem, ProblemKind, Verdict, verify};
