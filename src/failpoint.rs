@@ -3,9 +3,9 @@
 //!
 //! `CHAINETTE_FAILPOINT=<name>[:<nth>]=<action>` does something at the nth (default first) hit of a place:
 //! `kill` (as `kill -9`), `term` (SIGTERM to itself), `error`, `enospc` (the operation fails), `pause:<ms>`, or
-//! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile); several are separated by `;`. `CHAINETTE_FAILPOINT_LOG=<file>` lists the
-//! places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes checkpoints more often.
-//! `CHAINETTE_SEGMENT_BYTES=<n>` makes the ledger's segments smaller.
+//! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile); several are separated by `;`.
+//! `CHAINETTE_FAILPOINT_LOG=<file>` lists the places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes
+//! checkpoints more often. `CHAINETTE_SEGMENT_BYTES=<n>` makes the ledger's segments smaller.
 //! `CHAINETTE_CLOCK=<±seconds>@<nth>[,…]` steps the wall clock from its nth reading on.
 
 use std::fmt::Display;

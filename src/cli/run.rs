@@ -182,6 +182,7 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                 Some(
                     RunError::TooManyErrors { .. }
                     | RunError::Damaged { .. }
+                    | RunError::Gone { .. }
                     | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
                 ) => "",
                 Some(error) => again(error),

@@ -1,13 +1,11 @@
 //! Branches: the same row goes down each, and what joined ones leave comes back as an alias.
 
-use futures::future::join_all;
-
 use crate::engine::Stop;
 use crate::plan::{Branch, BranchIx, Group};
 use crate::row::{ErrorKind, Named, RowError, RowId};
 
 use super::output::{Entry, Output};
-use super::walk::{Ends, Failure, State, Walker};
+use super::walk::{Ends, Failure, State, Walker, side_by_side};
 
 impl Walker {
     /// Runs the branches of a group; a failure is the row's.
@@ -37,8 +35,7 @@ impl Walker {
             Ok::<_, Stop>((*ix, ends, out))
         });
         let mut joined = Vec::new();
-        for done in join_all(walks).await {
-            let (ix, ends, its) = done?;
+        for (ix, ends, its) in side_by_side(walks).await? {
             out.append(its);
             let Some(branch) = self.plan.branches.get(ix.0) else {
                 continue;

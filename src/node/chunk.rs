@@ -1,7 +1,6 @@
 //! From raw input rows to walks through the plan.
 
 use futures::FutureExt;
-use futures::future::join_all;
 
 use crate::engine::Stop;
 use crate::plan::Plan;
@@ -10,7 +9,7 @@ use crate::source::{Chunk, RawRow};
 
 use super::lines;
 use super::output::{Output, RowFate};
-use super::walk::{Origin, Walker};
+use super::walk::{Origin, Walker, side_by_side};
 
 /// A row that is ready to go, or failed already.
 #[derive(Debug)]
@@ -119,8 +118,8 @@ impl Walker {
             Ok::<_, Stop>(out)
         });
         let mut all = self.output();
-        for out in join_all(walks).await {
-            all.append(out?);
+        for out in side_by_side(walks).await? {
+            all.append(out);
         }
         Ok(all)
     }

@@ -258,8 +258,7 @@ impl Walker {
             let ends = self.line(rest, child, &mut out).await?;
             Ok::<_, Stop>((ends, out))
         });
-        for done in join_all(walks).await {
-            let (more, its) = done?;
+        for (more, its) in side_by_side(walks).await? {
             ends.append(more);
             out.append(its);
         }
@@ -477,4 +476,21 @@ fn timed_apply(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>, timed: bool) -
     let started = timed.then(Instant::now);
     let done = apply::apply(node, apply, scope);
     (done, started.map(|started| started.elapsed()))
+}
+
+/// Leads several ways to their ends; why the run stops, if one of them says so: its own cause, before the
+/// interruption that this brings to the others.
+pub(super) async fn side_by_side<T>(
+    walks: impl IntoIterator<Item = impl Future<Output = Result<T, Stop>>>,
+) -> Result<Vec<T>, Stop> {
+    let mut all = Vec::new();
+    let mut stop = None;
+    for done in join_all(walks).await {
+        match done {
+            Ok(one) => all.push(one),
+            Err(cause) if matches!(stop, None | Some(Stop::Interrupted)) => stop = Some(cause),
+            Err(_) => {}
+        }
+    }
+    stop.map_or(Ok(all), Err)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::RunError;
 use super::counts::{Counts, Times};
+use super::lock::Holding;
 use crate::event::{Event, EventSender};
 use crate::failpoint;
 use crate::sink::{ShardState, SinkState, Unsynced, sync_dir};
@@ -125,7 +126,7 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     /// Starts the thread; checkpoints go to `path`.
-    pub(super) fn start(path: &Path, events: EventSender) -> Result<Self, RunError> {
+    pub(super) fn start(path: &Path, events: EventSender, holding: Holding) -> Result<Self, RunError> {
         let (jobs, work) = sync_channel::<Job>(1);
         let (report, done) = sync_channel(1);
         let target = path.to_owned();
@@ -133,7 +134,8 @@ impl Checkpointer {
             .name("checkpoint".into())
             .spawn(move || {
                 for job in work {
-                    if report.send(write(&target, job, &events)).is_err() {
+                    let written = holding.check().and_then(|()| write(&target, job, &events));
+                    if report.send(written).is_err() {
                         return;
                     }
                 }

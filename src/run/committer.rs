@@ -14,6 +14,7 @@ use super::RunError;
 use super::checkpoint::{Checkpoint, Checkpointer, Job};
 use super::ledger::Ledger;
 use super::limits::ErrorLimit;
+use super::lock::Holding;
 use super::outcomes;
 use super::parking::{Parked, Parking};
 use crate::event::{Event, EventSender};
@@ -122,6 +123,7 @@ pub(super) struct Committer {
     pub(super) checkpoint: Checkpoint,
     pub(super) checkpointer: Checkpointer,
     pub(super) outcomes: File,
+    pub(super) holding: Holding,
     pub(super) nodes: Vec<String>,
     pub(super) branches: Vec<String>,
     pub(super) ledger: Option<Arc<Ledger>>,
@@ -164,6 +166,8 @@ impl Committer {
             // After any other failure nothing more is named: the last checkpoint stands.
             Err(error) => Err(error),
         };
+        // Whatever could not be done in an OUT that is gone, that is why.
+        let result = result.or_else(|error| self.holding.check().and(Err(error)));
         (self.checkpoint, result)
     }
 
@@ -178,10 +182,15 @@ impl Committer {
         let mut waiting: BTreeMap<u64, Waiting> = BTreeMap::new();
         let mut next = 0;
         let every = failpoint::every(CHECKPOINT_EVERY);
-        let mut last = Instant::now();
+        let (mut last, mut looked) = (Instant::now(), Instant::now());
         let mut dirty = false;
         loop {
             self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.check())?;
+            if looked.elapsed() >= every {
+                // Answers that nobody will find must not be asked for.
+                self.holding.check()?;
+                looked = Instant::now();
+            }
             let message = match messages.try_recv() {
                 Ok(message) => Some(message),
                 Err(_) => {
@@ -282,6 +291,7 @@ impl Committer {
             return Ok(false);
         };
         self.pass("commit.begun")?;
+        self.holding.check()?;
         self.writer.append(&output)?;
         self.pass("commit.appended")?;
         self.write_outcomes(&output)?;

@@ -18,6 +18,12 @@ pub enum RunError {
         /// Its process id, as the lock file says.
         pid: Option<u32>,
     },
+    /// OUT is not there any more, or is another folder.
+    #[error("{} was moved or removed while the run was under way; put it back and the same command goes on, without it the same command starts again", out.display())]
+    Gone {
+        /// The folder OUT.
+        out: PathBuf,
+    },
     /// A number of the configuration that must not be 0.
     #[error("`{field}` is 0; give at least 1")]
     Zero {

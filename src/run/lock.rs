@@ -1,9 +1,10 @@
 //! One process per OUT.
 
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use fs_err::{File, OpenOptions};
+use fs_err::{self as fs, File, OpenOptions};
 
 use super::RunError;
 use crate::failpoint;
@@ -47,6 +48,40 @@ impl Lock {
         write(&mut file).map_err(RunError::io(&path))?;
         Ok(Self { _file: file })
     }
+}
+
+/// Tells whether OUT is still the folder whose lock was taken. Somebody may remove it or move it away, and another
+/// run may even be at work in a new one of that name, which must not be written to.
+#[derive(Clone, Debug)]
+pub(super) struct Holding {
+    out: PathBuf,
+    lock: PathBuf,
+    /// The lock file's device and inode.
+    id: (u64, u64),
+}
+
+impl Holding {
+    /// Of an OUT whose lock this process holds.
+    pub(super) fn of(private: &Path, out: &Path) -> Result<Self, RunError> {
+        let lock = private.join("lock");
+        let id = identity(&lock).map_err(RunError::io(&lock))?;
+        let out = out.to_owned();
+        Ok(Self { out, lock, id })
+    }
+
+    /// An error once OUT is another folder, or none.
+    pub(super) fn check(&self) -> Result<(), RunError> {
+        match identity(&self.lock) {
+            Ok(id) if id == self.id => Ok(()),
+            _ => Err(RunError::Gone {
+                out: self.out.clone(),
+            }),
+        }
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// True when a process works on an OUT. Nothing is written.

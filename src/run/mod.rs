@@ -104,8 +104,9 @@ pub fn run(
     status: &StatusLine,
 ) -> Result<Outcome, RunError> {
     let started = Instant::now();
+    let began = Clock::now();
     let mut timings = Timings {
-        started: rfc3339(Clock::now()),
+        started: rfc3339(began),
         ..Timings::default()
     };
     config.format.check()?;
@@ -141,7 +142,7 @@ pub fn run(
         let written: Option<Value> = checkpoint::read_json(&path)?;
         let told = written.is_some_and(|metadata| metadata.get("state").is_some_and(|s| s == "finished"));
         if !told {
-            timings.finished = Some(rfc3339(Clock::now()));
+            timings.finished = Some(rfc3339(Clock::now().max(began)));
             write_json(
                 &out.private,
                 &path,
@@ -285,7 +286,7 @@ pub fn run(
     drop(answers);
     checkpoint.times.seconds = seconds_before + stats.seconds;
     if state == RunState::Finished {
-        timings.finished = Some(rfc3339(Clock::now()));
+        timings.finished = Some(rfc3339(Clock::now().max(began)));
         timings.seconds = Some(stats.seconds);
         write_json(
             &out.private,

@@ -15,6 +15,7 @@ use super::config::RunConfig;
 use super::dispatcher::{self, StatusLine};
 use super::executor::{Executor, Failure, FeedGauge, Halt};
 use super::ledger::Ledger;
+use super::lock::Holding;
 use super::outdir::OutDir;
 use super::parking::Parking;
 use super::watch;
@@ -116,6 +117,7 @@ impl Session<'_> {
         let waiting = Arc::new(WaitingRows::from(position.ordinal));
         waiting.errors.store(checkpoint.counts.errors, Ordering::Relaxed);
         let feed = FeedGauge::default();
+        let holding = Holding::of(&out.private, &out.path)?;
         let private = out.private_base();
         let checkpoint_path = private.join("checkpoint.json");
         checkpoint.in_flight = broker.load().iter().map(|engine| engine.limit as u64).sum();
@@ -124,8 +126,9 @@ impl Session<'_> {
             started,
             seconds_before: checkpoint.times.seconds,
             checkpoint,
-            checkpointer: Checkpointer::start(&checkpoint_path, events.clone())?,
+            checkpointer: Checkpointer::start(&checkpoint_path, events.clone(), holding.clone())?,
             outcomes,
+            holding,
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
             branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             ledger: ledger.clone(),

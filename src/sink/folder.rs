@@ -180,6 +180,14 @@ pub(super) fn remove_where(
     Ok(true)
 }
 
+/// Makes a folder below one that must be there: an OUT that somebody removed does not come back half.
+pub(super) fn make_dir(dir: &Path) -> Result<(), SinkError> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(SinkError::io(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Checks that complete shards are there with their sizes.
 pub(super) fn check_rolled(rolled: &[Rolled], path: impl Fn(usize) -> PathBuf) -> Result<(), SinkError> {
     for (index, shard) in rolled.iter().enumerate() {

@@ -7,8 +7,8 @@ use fs_err::{self as fs, File};
 
 use super::SinkError;
 use super::folder::{
-    Folder, Pending, Rolled, ShardState, altered, check_rolled, cut, part_path, remove_beyond, reopen,
-    shard_path,
+    Folder, Pending, Rolled, ShardState, altered, check_rolled, cut, make_dir, part_path, remove_beyond,
+    reopen, shard_path,
 };
 use super::stream_writer::Unsynced;
 use crate::failpoint;
@@ -87,7 +87,7 @@ impl ShardWriter {
         let (file, hasher) = match &mut self.open {
             Some(open) => open,
             None => {
-                fs::create_dir_all(&self.dir).map_err(SinkError::io(&self.dir))?;
+                make_dir(&self.dir)?;
                 let file = File::create(&part).map_err(SinkError::io(&part))?;
                 failpoint::hit("shard.created").map_err(SinkError::io(&part))?;
                 self.open.insert((file, blake3::Hasher::new()))

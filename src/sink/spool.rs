@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use fs_err::{self as fs, File};
+use fs_err::File;
 use rayon::ThreadPool;
 use serde_json::Value;
 
 use super::SinkError;
 use super::encoder::{Encoder, LineReader, Rescued, TOLD};
 use super::folder::{
-    Closed, Folder, Pending, Resumable, Rolled, ShardState, SpoolState, altered, check_rolled, cut,
+    Closed, Folder, Pending, Resumable, Rolled, ShardState, SpoolState, altered, check_rolled, cut, make_dir,
     part_path, remove_beyond, remove_where, reopen, shard_path,
 };
 use super::stream_writer::Unsynced;
@@ -191,7 +191,8 @@ impl SpoolWriter {
         let file = match &mut self.open {
             Some(file) => file,
             None => {
-                fs::create_dir_all(&self.spool).map_err(SinkError::io(&self.spool))?;
+                self.spool.parent().map_or(Ok(()), make_dir)?;
+                make_dir(&self.spool)?;
                 let file = File::create(&path).map_err(SinkError::io(&path))?;
                 failpoint::hit("spool.created").map_err(SinkError::io(&path))?;
                 self.open.insert(file)
@@ -241,7 +242,7 @@ impl SpoolWriter {
                 continue;
             };
             waiting.started = true;
-            fs::create_dir_all(&self.dir).map_err(SinkError::io(&self.dir))?;
+            make_dir(&self.dir)?;
             let job = Job {
                 encoder: self.encoder.clone(),
                 layout: layout.clone(),

@@ -5,6 +5,7 @@
 //! of `--seed`. `GET /stats` gives the counters and the time of the first request.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::string_slice,

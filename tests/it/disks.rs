@@ -11,7 +11,7 @@ use crate::harness::{
 use crate::server::{Answer, TestServer};
 
 /// Runs a shell script that may mount: `$B` is the binary. Its stdout.
-fn with_mounts(bench: &Bench, script: &str) -> String {
+pub fn with_mounts(bench: &Bench, script: &str) -> String {
     // As root, else as root of a namespace of its own, else by sudo. Mounts go when the script ends.
     let ways: [&[&str]; 3] = [
         &["unshare", "-m"],

@@ -124,6 +124,7 @@ impl Scenario {
         scenario.private = listing(&out.join(".chainette"));
         scenario.asked = scenario.server.stats().asked;
         for place in fs::read_to_string(log).expect("places were hit").lines() {
+            assert!(POINTS.contains(&place), "{place} is not in the list");
             match scenario.hits.iter_mut().find(|(known, _)| known == place) {
                 Some((_, times)) => *times += 1,
                 None => scenario.hits.push((place.to_owned(), 1)),
@@ -485,4 +486,34 @@ fn a_connection_that_we_cut_is_no_fault() {
     assert_eq!(code, 1, "{said}");
     let ran = bench.run(&[]);
     assert_eq!((ran.code, ran.lines("ask").len()), (0, 20), "{}", ran.stderr);
+}
+
+/// An answer that cannot be written stops its row's other children too; the run still says why.
+#[test]
+fn a_cause_is_not_lost_among_what_it_stops() {
+    let server = TestServer::start(|asked| match (asked.user(), asked.tries()) {
+        ("say 0.0", 0) => Answer::text("what?"),
+        _ => Answer::text(r#"{"label":"a"}"#),
+    });
+    let chain = json!({
+        "name": "cause",
+        "engines": {"e": {"backend": "openai", "model": "m", "endpoint": server.url(), "concurrency": 1}},
+        "steps": [
+            {"id": "fan", "apply": {"jq": "range(3) | {i: .}"}},
+            {"id": "ask", "engine": "e", "user_prompt": "say {{ row_id }}", "output_model": {"label": "string"}},
+        ],
+    });
+    let bench = Bench::new(&chain.to_string(), rows(1));
+    // The first child asks again and waits behind the second, whose answer meets a full disk.
+    let mut command = bench.command(&["--quiet"]);
+    command.env("CHAINETTE_FAILPOINT", "ledger.written:2=enospc");
+    let output = command.output().expect("the command starts");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("the run's ledger: No space left"),
+        "{}",
+        said(&output)
+    );
+    let ran = bench.run(&[]);
+    assert_eq!((ran.code, ran.lines("ask").len()), (0, 3), "{}", ran.stderr);
 }

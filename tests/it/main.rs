@@ -3,6 +3,7 @@
     missing_docs,
     dead_code,
     unreachable_pub,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::string_slice,
@@ -15,6 +16,7 @@ mod broken_inputs;
 mod broker;
 mod chains;
 mod cli;
+mod clock;
 mod columns;
 mod commands;
 mod commit_points;
@@ -29,6 +31,7 @@ mod disks;
 mod dry_run;
 mod editing;
 mod engine;
+mod engine_faults;
 mod events;
 mod failpoints;
 mod failpoints_answers;
@@ -51,9 +54,11 @@ mod library;
 mod lines;
 mod logs;
 mod nulls;
+mod out_faults;
 mod parquet;
 mod parquet_resume;
 mod pipes;
+mod policies;
 mod probing;
 mod process_ends;
 mod processes;

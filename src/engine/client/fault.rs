@@ -268,9 +268,12 @@ pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok().map(|d| d.min(DAY));
     }
-    let then = http_date(value)?;
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    Some(Duration::from_secs(then).saturating_sub(now).min(DAY))
+    Some(date(value)?.duration_since(now).unwrap_or_default().min(DAY))
+}
+
+/// An HTTP date as a time.
+pub(super) fn date(text: &str) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(http_date(text)?))
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` as seconds since 1970.

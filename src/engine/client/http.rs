@@ -138,7 +138,11 @@ impl Http {
         };
         let retry_after = header(&response, "retry-after-ms")
             .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
-            .or_else(|| fault::retry_after(header(&response, "retry-after")?, Clock::now()));
+            .or_else(|| {
+                // By the server's own clock, where it says what that shows: ours may be set to anything.
+                let now = header(&response, "date").and_then(fault::date);
+                fault::retry_after(header(&response, "retry-after")?, now.unwrap_or_else(Clock::now))
+            });
         Ok(Incoming {
             status: response.status().as_u16(),
             retry_after,
