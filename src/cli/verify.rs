@@ -4,7 +4,7 @@ use super::args::VerifyArgs;
 use super::{Exit, explain_error, printer::Printer};
 use crate::audit::{AuditError, Verdict, verify as prove};
 use crate::event::counted;
-use crate::report::thousands;
+use crate::report::{printable, thousands};
 use crate::run::NodeCounts;
 
 /// Proves that a run is complete and unaltered, or says what is wrong.
@@ -106,7 +106,7 @@ fn problems(verdict: &Verdict) -> String {
     for (kind, count) in &verdict.problem_counts {
         let mut left = *count;
         while let Some(problem) = shown.next_if(|problem| problem.kind == *kind) {
-            text += &format!("  {problem}\n");
+            text += &format!("  {}\n", harmless(&problem.to_string()));
             left -= 1;
         }
         if left > 0 {
@@ -122,6 +122,17 @@ fn problems(verdict: &Verdict) -> String {
              --resume, which writes all outputs again from the answers on file; or start again with --overwrite\n"
         }
     };
+    text
+}
+
+/// A problem may quote what somebody wrote into a file: it is cut, and no terminal obeys it.
+fn harmless(text: &str) -> String {
+    const MOST: usize = 400;
+    let mut text = printable(text);
+    if let Some((end, _)) = text.char_indices().nth(MOST) {
+        text.truncate(end);
+        text.push('…');
+    }
     text
 }
 

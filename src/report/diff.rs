@@ -10,7 +10,8 @@ use super::table::{Column, draw};
 use super::text::thousands;
 use crate::audit::{Diff, FolderDiff, InputDiff, Made, Pair, RowTotals, Side, Tokens, Which};
 use crate::event::counted;
-use sample::{arrow, both, printable, sample};
+pub(crate) use sample::printable;
+use sample::{arrow, both, sample};
 
 /// So many fields of a folder are listed.
 const FIELDS: usize = 20;

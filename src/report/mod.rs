@@ -16,6 +16,7 @@ mod text;
 
 pub use bars::Bars;
 pub use diff::diff;
+pub(crate) use diff::printable;
 pub use json_logs::{JsonLogs, events_schema, json_line};
 pub use plain::{Lines, Plain};
 pub use quiet::Quiet;

@@ -483,6 +483,15 @@ fn what_only_the_rows_tell_is_found() {
             );
             out.reseal();
         }),
+        ("what is quoted is harmless", |out| {
+            let long = "x".repeat(1000);
+            out.replace(
+                "errors/000.jsonl",
+                "\"branch\":\"audit\"",
+                &format!("\"branch\":\"\\u001b[2J\\u202e{long}\""),
+            );
+            out.reseal();
+        }),
         ("a failure is of another kind", |out| {
             out.replace("errors/000.jsonl", "\"kind\":\"apply\"", "\"kind\":\"template\"");
             out.reseal();

@@ -147,7 +147,7 @@ pub(super) fn arrow(style: Style) -> &'static str {
 }
 
 /// A text in which nothing can move a cursor, hide or turn around what stands beside it.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let is_plain = |c: char| !c.is_control() && !is_invisible(c);
     if text.chars().all(is_plain) {
         return text.to_owned();
