@@ -58,11 +58,9 @@ fn hanging(bench: &Bench) -> Child {
         .expect("the command starts");
     let dir = bench.dir.path();
     until("the hanging row", || dir.join("hangs").exists());
-    assert!(
-        living(dir).iter().any(|line| line.contains("grandchild")),
-        "{:?}",
-        living(dir)
-    );
+    until("the worker's own child", || {
+        living(dir).iter().any(|line| line.contains("grandchild"))
+    });
     child
 }
 
