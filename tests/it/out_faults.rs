@@ -297,7 +297,7 @@ fn sigterm_at_random_progress() {
         let pause = Duration::from_millis(1 + dice.below(6));
         Answer::text(format!("heard {}", asked.user())).after(pause)
     });
-    let bench = Bench::new(&chain(&server), rows(300));
+    let bench = Bench::new(&chain(&server), rows(600));
     let mut dice = Dice::new(b"sigterm");
     let mut stopped = 0;
     for _ in 0..6 {
@@ -312,12 +312,16 @@ fn sigterm_at_random_progress() {
         }
         signal(&child, "-TERM");
         let code = ends_within(&mut child, PATIENT);
+        if code == 3 {
+            // It was done when the signal came.
+            break;
+        }
         assert_eq!(code, 130, "{}", stderr_of(&mut child));
         stopped += 1;
     }
     assert!(stopped >= 3, "{stopped}");
     let ran = bench.run(&["--max-lines-per-file", "30"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
     assert_eq!(server.stats().asked_again, 0);
     assert!(tree(&ran.out) == tree_of(&bench, "whole", &["--max-lines-per-file", "30"]));
 }
