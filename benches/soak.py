@@ -359,6 +359,9 @@ class Soak:
             ] if found != expected]
         if problems:
             raise Failed("; ".join(problems))
+        proof = subprocess.run([self.args.binary, "verify", "out"], cwd=self.work, capture_output=True, text=True)
+        if proof.returncode:
+            raise Failed(f"verify: {proof.stdout}{proof.stderr}")
 
     def soak(self):
         path = self.args.csv or self.work.parent / "soak.csv"

@@ -233,13 +233,40 @@ impl Outputs {
         let extension = match (folder, &self.extension) {
             ("errors", _) => "jsonl",
             (_, Some(extension)) => extension,
-            (_, None) => return Err(self.custom()),
+            (_, None) => return self.check_readable().map(|()| Vec::new()),
         };
         let dir = self.out.join(folder);
         let named = shards.iter().enumerate();
         Ok(named
             .map(|(index, shard)| (shard_path(&dir, index, extension), shard))
             .collect())
+    }
+
+    /// Lines of a folder, as the run counted them.
+    pub(super) fn count(&self, folder: &str) -> u64 {
+        let shards = self.shards.get(folder).into_iter().flatten();
+        shards.fold(0, |sum: u64, shard| sum.saturating_add(shard.rows))
+    }
+
+    /// True for a node that asks an engine.
+    pub(super) fn is_step(&self, node: &str) -> bool {
+        let nodes = self.graph.get("nodes").and_then(Value::as_array);
+        let is =
+            |found: &Value, key: &str, value: &str| found.get(key).and_then(Value::as_str) == Some(value);
+        let mut nodes = nodes.into_iter().flatten();
+        nodes.any(|found| is(found, "id", node) && is(found, "kind", "step"))
+    }
+
+    /// Refuses outputs that only the author of a sink can read.
+    pub(super) fn check_readable(&self) -> Result<(), AuditError> {
+        match self.options.format.as_str() {
+            "jsonl" | "parquet" => Ok(()),
+            sink => Err(AuditError::Custom {
+                out: self.out.clone(),
+                // OUT may come from anywhere, and this goes to a terminal.
+                sink: sink.replace(char::is_control, " "),
+            }),
+        }
     }
 
     /// Looks for every shard by name and size; their content is not read.
@@ -253,14 +280,6 @@ impl Outputs {
             }
         }
         Ok(())
-    }
-
-    /// The error for outputs that only the sink's author can read.
-    pub(super) fn custom(&self) -> AuditError {
-        AuditError::Custom {
-            out: self.out.clone(),
-            sink: self.options.format.clone(),
-        }
     }
 }
 

@@ -36,6 +36,15 @@ impl Line {
     pub fn ordinal(&self) -> u64 {
         self.row_id.ordinal()
     }
+
+    /// An error about this line.
+    pub(super) fn bad(&self, problem: impl Into<String>) -> AuditError {
+        AuditError::BadLine {
+            path: self.shard.to_path_buf(),
+            line: self.line,
+            problem: problem.into(),
+        }
+    }
 }
 
 impl Outputs {
@@ -49,9 +58,8 @@ impl Outputs {
     /// The outputs are those of a custom sink.
     pub fn lines(&self, folder: &str) -> Result<Lines, AuditError> {
         let is_errors = folder == "errors";
-        let known = matches!(self.options.format.as_str(), "jsonl" | "parquet");
-        if !is_errors && !known && self.shards.contains_key(folder) {
-            return Err(self.custom());
+        if !is_errors && self.shards.contains_key(folder) {
+            self.check_readable()?;
         }
         let shards = self.shards(folder)?.into_iter();
         let shards: Vec<_> = shards.map(|(path, shard)| (path, shard.clone())).collect();

@@ -6,62 +6,32 @@ mod line;
 mod problems;
 mod replay;
 mod sealed;
+mod shard;
+mod strays;
+mod verdict;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use indexmap::IndexMap;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use problems::{Problem, ProblemKind};
+pub use verdict::Verdict;
 
 use super::{AuditError, Outputs};
 use crate::event::{counted, thousands};
-use crate::node::output::BranchCounts;
 use crate::row::RowId;
-use crate::run::{NodeCounts, Outcomes, OutcomesDigest, OutcomesReader, Unread};
+use crate::run::{Outcomes, OutcomesDigest, OutcomesReader, Unread};
 use crate::sink::Rolled;
-use folder::{Folder, Form, Key, strays};
+use folder::{Folder, Key};
 use graph::Graph;
-use line::{Checked, LineCheck, error_schema};
+use line::{LineCheck, error_schema};
 use problems::Problems;
 use replay::{OUTCOMES, Replay};
 use sealed::Sealed;
-
-/// What was found of a run.
-#[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
-    /// The folder OUT.
-    pub out: PathBuf,
-    /// True if nothing is wrong.
-    pub proven: bool,
-    /// The run's name; empty if it could not be read, as what follows is then.
-    pub run_id: String,
-    /// Input rows of which every fate was followed.
-    pub rows: u64,
-    /// Rows at the end of the main line.
-    pub rows_out: u64,
-    /// Input rows that failed on the main line.
-    pub rows_failed: u64,
-    /// Fates by node, in chain order, as the outcomes tell them; tokens as `metadata.json` does.
-    pub nodes: IndexMap<String, NodeCounts>,
-    /// How rows came to each branch, in chain order, and what came of them there.
-    pub branches: IndexMap<String, BranchCounts>,
-    /// Lines of `errors/` by kind.
-    pub errors: IndexMap<String, u64>,
-    /// Shards whose bytes are those that were written.
-    pub shards: u64,
-    /// Lines that match their schemas.
-    pub lines: u64,
-    /// The custom sink whose files only have digests to check, if there is one.
-    pub sink: Option<String>,
-    /// What is wrong: of each kind the first 20.
-    pub problems: Vec<Problem>,
-    /// All problems by kind.
-    pub problem_counts: IndexMap<ProblemKind, u64>,
-}
+use shard::{Check, Form};
+use strays::{strangers, strays};
 
 /// Proves from OUT alone that a run is complete and unaltered.
 ///
@@ -95,19 +65,7 @@ pub fn verify(out: &Path) -> Result<Verdict, AuditError> {
     let mut found = Problems::default();
     let mut verdict = Verdict {
         out: out.to_owned(),
-        proven: false,
-        run_id: String::new(),
-        rows: 0,
-        rows_out: 0,
-        rows_failed: 0,
-        nodes: IndexMap::new(),
-        branches: IndexMap::new(),
-        errors: IndexMap::new(),
-        shards: 0,
-        lines: 0,
-        sink: None,
-        problems: Vec::new(),
-        problem_counts: IndexMap::new(),
+        ..Verdict::default()
     };
     if let Some(sealed) = sealed::read(out, &mut found)? {
         verdict.run_id.clone_from(&sealed.outputs.run_id);
@@ -165,7 +123,14 @@ fn follow(
         Form::Jsonl,
         Box::new(move |line| check.error(line, orders)),
     )?;
-    folders.strangers()?;
+    let known = outputs.folders();
+    for name in outputs.shards.keys().filter(|name| !known.contains(name)) {
+        let text = format!("it names shards of {name}/, which this chain does not write");
+        folders
+            .found
+            .add(Problem::of(ProblemKind::Metadata, "metadata.json", text));
+    }
+    strangers(&outputs.out, &known, folders.found)?;
 
     let mut replay = Replay::new(graph, nodes, flattened, errors, found);
     let followed = outcomes(sealed, &mut replay)?;
@@ -299,7 +264,7 @@ impl Folders<'_> {
         &mut self,
         name: &str,
         form: Form,
-        check: Box<dyn Fn(&[u8]) -> Checked<K> + Sync + 'c>,
+        check: Box<Check<'c, K>>,
     ) -> Result<Folder<'c, K>, AuditError> {
         let Outputs { out, options, .. } = self.outputs;
         let shards: Vec<(PathBuf, Rolled)> = match self.outputs.shards(name) {
@@ -332,42 +297,4 @@ impl Folders<'_> {
         strays(out, name, &shards, self.found)?;
         Ok(Folder::new(out, name, form, shards, check))
     }
-
-    /// Folders that are not the run's, and look as if they were.
-    fn strangers(&mut self) -> Result<(), AuditError> {
-        let out = &self.outputs.out;
-        let known = self.outputs.folders();
-        for name in self.outputs.shards.keys().filter(|name| !known.contains(name)) {
-            let text = format!("it names shards of {name}/, which this chain does not write");
-            self.found
-                .add(Problem::of(ProblemKind::Metadata, "metadata.json", text));
-        }
-        let mut names = Vec::new();
-        for entry in fs::read_dir(out).map_err(AuditError::io(out))? {
-            let entry = entry.map_err(AuditError::io(out))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with('.') && !known.contains(&name) && holds_shards(&entry.path()) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        for name in names {
-            let text = "a folder of shards that this run did not write; move it elsewhere";
-            self.found
-                .add(Problem::of(ProblemKind::Stray, format!("{name}/"), text));
-        }
-        Ok(())
-    }
-}
-
-/// True for a folder with a file that is called as shards are.
-fn holds_shards(dir: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return false;
-    };
-    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
-    names.any(|name| {
-        let stem = name.split('.').next().unwrap_or_default();
-        stem.len() >= 3 && stem.len() < name.len() && stem.bytes().all(|byte| byte.is_ascii_digit())
-    })
 }

@@ -83,6 +83,12 @@ pub(crate) enum Command {
     /// never shown, only whether they are set.
     #[command(after_long_help = help::ENGINES)]
     Engines(EnginesArgs),
+    /// Compare two finished runs: rows, fields, failures and tokens
+    ///
+    /// For those who changed a prompt or a model and want to see what that changed. Rows are compared by
+    /// their row ids, values as JSON; one run may be JSONL and the other Parquet.
+    #[command(after_help = help::DIFF, after_long_help = help::DIFF_LONG)]
+    Diff(DiffArgs),
     /// Give back the disk space of a finished run's answers
     ///
     /// Outputs stay as they are. Without answers a changed chain asks everything again, and failed rows
@@ -239,6 +245,20 @@ fn time(text: &str) -> Result<Duration, String> {
 pub(crate) struct CleanArgs {
     /// The folder of a finished run
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The folder OUT of a finished run
+    pub(crate) out_a: PathBuf,
+    /// The folder OUT of another one
+    pub(crate) out_b: PathBuf,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show the first N rows that differ, by folder
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) sample: usize,
 }
 
 #[derive(Debug, Args)]

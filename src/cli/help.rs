@@ -104,6 +104,28 @@ Exit codes:
   0  the table was shown, whatever it says
   2  the chain cannot be used";
 
+pub(crate) const DIFF: &str = "\
+Examples:
+  chainette diff out-before out-after
+  chainette diff out-before out-after --sample 50 --json";
+
+pub(crate) const DIFF_LONG: &str = "\
+Examples:
+  chainette diff out-before out-after
+      what a changed prompt, model or variable changed in the outputs
+  chainette diff out-before out-after --sample 50 --json
+      the same for programs, with the first 50 rows of each node that differ
+
+Numbers are compared by their value (1.10 is 1.1), objects whatever the order
+of their keys. Where one of the runs wrote Parquet, a field that is null is one
+that was left out, and decimal fractions are doubles. Both runs must be
+finished. Memory does not grow with the number of rows.
+
+Exit codes:
+  0  the outputs are the same, however the runs were made
+  1  the outputs differ: a row, a field or a failure
+  2  an OUT is missing, not finished or damaged, or stdout takes nothing";
+
 pub(crate) const SCHEMA: &str = "\
 For VS Code (YAML extension) and other editors with yaml-language-server:
   chainette schema > chain.schema.json

@@ -5,6 +5,7 @@ mod check_rows;
 mod clean;
 mod completions;
 mod csv_types;
+mod diff;
 mod dry_run;
 mod engines;
 mod help;
@@ -96,6 +97,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
         Command::Inspect(args) => inspect::inspect(args, global, printer),
         Command::Verify(args) => verify::verify(args, printer),
         Command::Engines(args) => engines::engines(args, printer),
+        Command::Diff(args) => diff::diff(args, global, printer),
         Command::Clean(args) => clean::clean(args, printer),
         Command::Init(args) => init::init(args, printer),
         Command::Schema(args) => schema::schema(args, printer),

@@ -2,7 +2,7 @@
 
 use super::args::VerifyArgs;
 use super::{Exit, explain_error, printer::Printer};
-use crate::audit::{Verdict, verify as prove};
+use crate::audit::{AuditError, Verdict, verify as prove};
 use crate::event::counted;
 use crate::report::thousands;
 use crate::run::NodeCounts;
@@ -13,7 +13,10 @@ pub(crate) fn verify(args: &VerifyArgs, printer: Printer) -> Exit {
         Ok(verdict) => verdict,
         Err(error) => {
             printer.error(&explain_error(&error));
-            return Exit::Usage;
+            return match error {
+                AuditError::Missing { .. } | AuditError::Foreign { .. } => Exit::Usage,
+                _ => Exit::Failed,
+            };
         }
     };
     let text = match (args.json, verdict.proven) {

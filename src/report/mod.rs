@@ -2,6 +2,7 @@
 use std::io::Write;
 
 mod bars;
+mod diff;
 mod json_logs;
 mod phrases;
 mod plain;
@@ -9,10 +10,12 @@ mod quiet;
 mod screen;
 mod style;
 mod summary;
+mod table;
 mod terminal;
 mod text;
 
 pub use bars::Bars;
+pub use diff::diff;
 pub use json_logs::{JsonLogs, events_schema, json_line};
 pub use plain::{Lines, Plain};
 pub use quiet::Quiet;

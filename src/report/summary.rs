@@ -1,8 +1,7 @@
 //! What a run did, at its end.
 
-use console::measure_text_width;
-
 use super::style::{Style, Tint};
+use super::table::{Column, draw, total_width};
 use super::text::{duration, row_time, thousands};
 use crate::event::{RunState, RunStats, counted};
 use crate::run::{Counts, NodeCounts, Times};
@@ -16,12 +15,7 @@ pub fn summary(
     style: Style,
     width: Option<usize>,
 ) -> String {
-    let names = Column {
-        head: "node".into(),
-        cells: counts.nodes.keys().cloned().collect(),
-        to_the_right: false,
-        tint: None,
-    };
+    let names = Column::words("node", counts.nodes.keys().cloned());
     let fates = fates(counts);
     let times_table = per_row(counts, times, style);
     let whole: Vec<&Column> = std::iter::once(&names)
@@ -45,30 +39,6 @@ pub fn summary(
     out
 }
 
-struct Column {
-    head: String,
-    cells: Vec<String>,
-    to_the_right: bool,
-    /// For cells that say more than `0`.
-    tint: Option<Tint>,
-}
-
-impl Column {
-    fn new(head: impl Into<String>, cells: impl Iterator<Item = String>) -> Self {
-        Self {
-            head: head.into(),
-            cells: cells.collect(),
-            to_the_right: true,
-            tint: None,
-        }
-    }
-
-    fn width(&self) -> usize {
-        let cells = self.cells.iter().chain([&self.head]);
-        cells.map(|cell| measure_text_width(cell)).max().unwrap_or(0)
-    }
-}
-
 /// One of a node's counts.
 type Count = fn(&NodeCounts) -> u64;
 
@@ -89,9 +59,7 @@ fn fates(counts: &Counts) -> Vec<Column> {
             columns.push(column(head, of));
         }
     }
-    let mut failed = column("failed", |node| node.failed);
-    failed.tint = Some(Tint::Red);
-    columns.push(failed);
+    columns.push(column("failed", |node| node.failed).tinted(Tint::Red));
     if nodes().any(|node| node.prompt_tokens + node.completion_tokens > 0) {
         let tokens = nodes().map(|node| match (node.prompt_tokens, node.completion_tokens) {
             (0, 0) => String::new(),
@@ -130,37 +98,6 @@ fn per_row(counts: &Counts, times: &Times, style: Style) -> Vec<Column> {
         Column::new("max", cell(&|t| time(t.max))),
         Column::new("share", share),
     ]
-}
-
-fn total_width(columns: &[&Column]) -> usize {
-    columns.iter().map(|column| column.width() + 2).sum::<usize>() - 2
-}
-
-fn draw(columns: &[&Column], style: Style) -> String {
-    let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or(0);
-    let line = |cell: &dyn Fn(&Column) -> String| {
-        let cells: Vec<String> = columns
-            .iter()
-            .map(|column| style.fit(&cell(column), column.width(), column.to_the_right))
-            .collect();
-        cells
-    };
-    let head = line(&|column| column.head.clone()).join("  ");
-    let mut out = style.paint(Tint::Dim, head.trim_end()) + "\n";
-    for at in 0..rows {
-        let cells = line(&|column| column.cells.get(at).cloned().unwrap_or_default());
-        let cells = cells
-            .into_iter()
-            .zip(columns)
-            .map(|(cell, column)| match column.tint {
-                Some(tint) if cell.trim() != "0" => style.paint(tint, &cell),
-                _ => cell,
-            });
-        let cells: Vec<String> = cells.collect();
-        out += cells.join("  ").trim_end();
-        out.push('\n');
-    }
-    out
 }
 
 /// `finished: 100 rows in, 98 out, 2 in errors/, 12 s (8/s)`.

@@ -1,5 +1,6 @@
 //! Raw JSON text: checking it, walking its fields, printing jq values.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write as _;
 
@@ -15,7 +16,7 @@ pub(super) const MAX_DEPTH: usize = 120;
 /// Checks that `text` is one JSON object that every later reader can take.
 ///
 /// Returns the text itself, or a rewritten one if a key stands twice.
-pub(super) fn check_object(text: &str) -> Result<std::borrow::Cow<'_, str>, BadRecord> {
+pub(super) fn check_object(text: &str) -> Result<Cow<'_, str>, BadRecord> {
     check_depth(text)?;
     // `RawValue` skips escapes without decoding them; a lone surrogate must not slip through.
     if memchr::memmem::find(text.as_bytes(), b"\\u").is_some() {
@@ -49,7 +50,7 @@ pub(super) fn check_object(text: &str) -> Result<std::borrow::Cow<'_, str>, BadR
 }
 
 /// The top-level keys of an object with their raw values.
-struct Keys<'a>(Vec<(std::borrow::Cow<'a, str>, &'a RawValue)>);
+struct Keys<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl Keys<'_> {
     fn has_duplicate(&self) -> bool {
@@ -86,7 +87,7 @@ impl<'de> Deserialize<'de> for Keys<'de> {
 }
 
 /// A key, borrowed when it holds no escapes.
-struct Key<'a>(std::borrow::Cow<'a, str>);
+struct Key<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Key<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -272,6 +273,17 @@ pub(super) fn key_is(raw: &str, name: &str) -> bool {
         return serde_json::from_str::<String>(raw).is_ok_and(|key| key == name);
     }
     inner == name
+}
+
+/// A key or string as it stands in the text, without quotes and escapes.
+pub(crate) fn unquoted(raw: &str) -> Cow<'_, str> {
+    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
+    if inner.contains('\\')
+        && let Ok(text) = serde_json::from_str::<String>(raw)
+    {
+        return text.into();
+    }
+    inner.into()
 }
 
 /// Drops the white space between the tokens of a valid JSON text.

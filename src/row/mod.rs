@@ -4,7 +4,7 @@ mod json;
 mod record;
 
 pub use json::{compact, write_str};
-pub(crate) use json::{raw_fields, raw_items, skip_value};
+pub(crate) use json::{raw_fields, raw_items, skip_value, unquoted};
 pub use record::{BadRecord, Fields, Record};
 
 use std::fmt;

@@ -13,7 +13,7 @@ use super::counts::{Counts, Times};
 use super::lock::Holding;
 use crate::event::{Event, EventSender};
 use crate::failpoint;
-use crate::sink::{SinkState, Unsynced, sync_dir};
+use crate::sink::{ShardState, SinkState, Unsynced, sync_dir};
 use crate::source::Position;
 
 /// Everything that is needed to go on.
@@ -39,6 +39,15 @@ pub struct Checkpoint {
     pub finished: bool,
     /// The `--limit` it finished under.
     pub limit: Option<u64>,
+}
+
+impl Checkpoint {
+    /// True when more rows can come after all that it has.
+    pub(super) fn can_go_on(&self) -> bool {
+        // A finished shard in a format of whole shards cannot be opened again, unless its lines were kept.
+        let is_open = |state: &ShardState| state.spool.as_ref().is_none_or(|spool| spool.resumable.is_some());
+        !self.finished || self.sinks.0.values().all(is_open)
+    }
 }
 
 /// Reads a JSON file; none if it is not there.

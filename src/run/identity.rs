@@ -79,6 +79,15 @@ impl Identity {
         self.extension.as_deref().unwrap_or(&self.format)
     }
 
+    /// True when another run differs in nothing but that its input has more rows after all of these.
+    pub(super) fn is_continued_by(&self, other: &Self) -> bool {
+        let same = Self {
+            input: self.input.clone(),
+            ..other.clone()
+        };
+        self.differences(&same).is_empty() && source::is_continued(&self.input, &other.input)
+    }
+
     /// What differs from another run, as phrases.
     pub(super) fn differences(&self, other: &Self) -> Vec<String> {
         let mut all = Vec::new();

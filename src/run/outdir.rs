@@ -114,9 +114,26 @@ impl OutDir {
         };
         let failed = checkpoint.map_or(0, |done| done.counts.errors);
         let retry = wanted.retry && !out.reuse.next && failed > 0;
+        let goes_on = checkpoint.is_some_and(|done| {
+            let fits = !out.reuse.next && done.can_go_on() && too_far(done, wanted.limit).is_none();
+            fits && found.is_continued_by(&out.identity) && out.altered(done).is_none()
+        });
         match existing {
             Existing::Overwrite => {
                 out.forget(true, found.extension.as_deref())?;
+                write_json(&out.private, &run_file, &out.identity, true)?;
+            }
+            // Nothing that is done changes by what comes after it.
+            Existing::Keep if goes_on && !retry => {
+                out.identity.run_id = found.run_id;
+                let checkpoint = out.private.join("checkpoint.json");
+                if let Some(done) = out.checkpoint.as_mut().filter(|done| done.finished) {
+                    // Or it would look finished with the new rows.
+                    done.finished = false;
+                    write_json(&out.private, &checkpoint, done, false)?;
+                    // Nothing has moved since then.
+                    out.set_reuse(Reuse::default())?;
+                }
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             // What a stream holds is known too late to go on with anything but its answers.

@@ -20,8 +20,8 @@ use super::SinkError;
 use super::encoder::{Encoder, LineReader, Rescued};
 use crate::plan::Plan;
 use crate::plan::explain::{flattened_names, flattened_schema, record_schema};
-use crate::row::raw_fields;
-use infer::{Guess, unquoted};
+use crate::row::{raw_fields, unquoted};
+use infer::Guess;
 use kind::Column;
 pub(crate) use read::ShardRows;
 

@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::SourceError;
+use super::kind::{Compression, Format, Kind};
 
 const EDGE: u64 = 1 << 20;
 
@@ -39,17 +40,7 @@ impl Fingerprint {
         let error = SourceError::io(path);
         let mut file = File::open(path).map_err(&error)?;
         let meta = file.metadata().map_err(&error)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut edge = Vec::new();
-        (&mut file).take(EDGE).read_to_end(&mut edge).map_err(&error)?;
-        hasher.update(&edge);
-        if meta.len() > EDGE {
-            edge.clear();
-            file.seek(SeekFrom::Start(meta.len().saturating_sub(EDGE).max(EDGE)))
-                .map_err(&error)?;
-            (&mut file).take(EDGE).read_to_end(&mut edge).map_err(&error)?;
-            hasher.update(&edge);
-        }
+        let digest = edges(&mut file, meta.len()).map_err(&error)?;
         let mtime = meta
             .modified()
             .ok()
@@ -58,9 +49,30 @@ impl Fingerprint {
             path: path.to_owned(),
             size: meta.len(),
             mtime_ns: mtime.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
-            digest: hasher.finalize().to_hex().to_string(),
+            digest,
             stream: false,
         })
+    }
+
+    /// True for a text file that begins with the lines that it was when this was taken, as far as that can be seen from
+    /// its first and last MiB then, and has more after them.
+    fn was_appended_to(&self, now: &Self) -> bool {
+        let is_text = |path: &Path| {
+            Kind::of(path).is_some_and(|kind| {
+                matches!(kind.format, Format::Jsonl | Format::Csv(_)) && kind.compression == Compression::None
+            })
+        };
+        let begins = || {
+            let mut file = File::open(&now.path)?;
+            let mut last = [0; 1];
+            file.seek(SeekFrom::Start(self.size - 1))?;
+            file.read_exact(&mut last)?;
+            file.rewind()?;
+            // Without an end its last line would have become another.
+            std::io::Result::Ok(last == *b"\n" && edges(&mut file, self.size)? == self.digest)
+        };
+        let grew = (1..now.size).contains(&self.size) && !self.stream && !now.stream;
+        grew && is_text(&now.path) && begins().unwrap_or(false)
     }
 
     /// True when both are of the same bytes, wherever they lie.
@@ -68,6 +80,35 @@ impl Fingerprint {
         let known = |of: &Self| (of.size, of.mtime_ns, of.stream);
         known(self) == known(other) && self.digest == other.digest
     }
+}
+
+/// BLAKE3 of the first and the last MiB of the first `len` bytes of a file, hexadecimal.
+fn edges(file: &mut File, len: u64) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut edge = Vec::new();
+    file.take(EDGE.min(len)).read_to_end(&mut edge)?;
+    hasher.update(&edge);
+    if len > EDGE {
+        edge.clear();
+        let from = len.saturating_sub(EDGE).max(EDGE);
+        file.seek(SeekFrom::Start(from))?;
+        file.take(len - from).read_to_end(&mut edge)?;
+        hasher.update(&edge);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// True when all rows of some files are the first rows of others: lines were appended to the last of them, or files came
+/// after it.
+pub(crate) fn is_continued(before: &[Fingerprint], now: &[Fingerprint]) -> bool {
+    let Some((last, others)) = before.split_last() else {
+        return false;
+    };
+    let Some((same, [then, ..])) = now.split_at_checked(others.len()) else {
+        return false;
+    };
+    let is_more = (then.is_same(last) && now.len() > before.len()) || last.was_appended_to(then);
+    is_more && !last.stream && others.iter().zip(same).all(|(old, new)| old.is_same(new))
 }
 
 /// What differs between two lists of files: a phrase, or none.

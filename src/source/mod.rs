@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use columnar::ParquetRows;
 pub use error::SourceError;
 pub use fingerprint::Fingerprint;
-pub(crate) use fingerprint::difference;
+pub(crate) use fingerprint::{difference, is_continued};
 pub use generate::Generated;
 pub use open::{AtPath, Opened, open_input};
 

@@ -92,13 +92,17 @@ where
             }
             let start = chunk.data.len();
             let Some(Row { line, problem }) = file.next(&mut chunk.data)? else {
-                self.at = Position {
-                    file: self.at.file + 1,
-                    ordinal: self.at.ordinal,
-                    check: self.at.check,
-                    ..Position::default()
-                };
-                self.current = (self.open)(self.at.file, Place::default())?;
+                let next = self.at.file + 1;
+                self.current = (self.open)(next, Place::default())?;
+                // At the end of the last one reading goes on there, should it have grown.
+                if self.current.is_some() {
+                    self.at = Position {
+                        file: next,
+                        ordinal: self.at.ordinal,
+                        check: self.at.check,
+                        ..Position::default()
+                    };
+                }
                 continue;
             };
             let Place {

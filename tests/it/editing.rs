@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, assert_same, assert_stderr, echo, rows, tree, tree_of, two_steps, until};
+use crate::harness::{Bench, Ran, assert_same, assert_stderr, echo, rows, tree, tree_of, two_steps, until};
 use crate::server::{Answer, TestServer};
 
 /// A run that is edited again and again, its OUT compared with a fresh run each time.
@@ -118,7 +118,7 @@ fn equal_requests_share_no_answer() {
         "steps": [{"id": "ask", "engine": "e", "user_prompt": "say {{ a }}"}],
     });
     let bench = Bench::new(&chain.to_string(), numbered([1; 200]));
-    let samples = |ran: &crate::harness::Ran| {
+    let samples = |ran: &Ran| {
         let values = ran.values("ask");
         let mut all: Vec<String> = values
             .iter()
@@ -180,4 +180,90 @@ fn a_killed_edit_takes_the_same_answers() {
     assert_eq!(now, texts(&first), "each old row has its old answer");
     let heard = heard.lock().expect("a list").len();
     assert_eq!(heard, 204, "each request was answered once");
+}
+
+/// How many rows were done when a run went on.
+fn done_before(ran: &Ran) -> Option<u64> {
+    let events = crate::logs::events(&ran.stderr);
+    let resumed = events.iter().find(|event| event["event"] == "resumed")?;
+    resumed["rows"].as_u64()
+}
+
+#[test]
+fn appended_rows_leave_the_others_alone() {
+    let server = echo();
+    let chain = two_steps(&server).to_string();
+    let asked = |bench: &Bench, extra: &[&str]| {
+        server.clear_log();
+        let ran = bench.run(&[extra, &["--resume", "--json-logs"]].concat());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_same(
+            &tree_of(bench, "fresh", &[extra, &["--overwrite"]].concat()),
+            &tree(&ran.out),
+        );
+        let asked = crate::logs::events(&ran.stderr).last().expect("events")["rows_in"].as_u64();
+        (done_before(&ran).unwrap_or(0), asked.expect("a number"))
+    };
+    let small = ["--max-lines-per-file", "6"];
+    let bench = Bench::new(&chain, rows(20));
+    assert_eq!(bench.run(&small).code, 0);
+    bench.write("in.jsonl", rows(25));
+    assert_eq!(asked(&bench, &small), (20, 25));
+    // Blank lines are no rows.
+    bench.write("in.jsonl", rows(25) + "\n\n");
+    assert_eq!(asked(&bench, &small), (25, 25));
+    // A last line without an end is another line once something follows it.
+    let open = rows(25) + "\n\n{\"a\":25}";
+    bench.write("in.jsonl", &open);
+    assert_eq!(asked(&bench, &small), (25, 26));
+    bench.write("in.jsonl", open + "\n{\"a\":26}\n");
+    assert_eq!(asked(&bench, &small), (0, 27));
+    // The old rows are not what they were.
+    bench.write("in.jsonl", rows(30).replace("\"a\":3}", "\"a\":4}"));
+    assert_eq!(asked(&bench, &small), (0, 30));
+    // Parquet shards are closed for good; those of a run up to a limit, or of one that was stopped, are not.
+    let parquet = ["--format", "parquet", "--max-lines-per-file", "6"];
+    let bench = Bench::new(&chain, rows(20));
+    assert_eq!(bench.run(&parquet).code, 0);
+    bench.write("in.jsonl", rows(25));
+    assert_eq!(asked(&bench, &parquet), (0, 25));
+    assert_eq!(
+        bench
+            .run(&[&parquet[..], &["--overwrite", "--limit", "20"]].concat())
+            .code,
+        0
+    );
+    bench.write("in.jsonl", rows(35));
+    assert_eq!(asked(&bench, &parquet), (20, 35));
+}
+
+#[test]
+fn new_files_at_the_end_leave_the_others_alone() {
+    let server = echo();
+    let bench = Bench::new(&two_steps(&server).to_string(), "");
+    let folder = bench.dir.path().join("rows");
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    let run = |out: &str| {
+        server.clear_log();
+        let ran = bench.invoke(&["run", "chain.yaml", "rows", out, "--resume", "--json-logs"]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        (done_before(&ran).unwrap_or(0), server.stats().asked)
+    };
+    let files = [
+        ("a.csv", "a\n1\n2\n", (0, 4)),
+        ("b.jsonl", "{\"a\":3}\n{\"a\":4}\n", (2, 4)),
+        ("b.jsonl", "{\"a\":3}\n{\"a\":4}\n{\"a\":5}\n", (4, 2)),
+        ("c.jsonl", "{\"a\":6}\n", (5, 2)),
+        // Before those that are done.
+        ("0.jsonl", "{\"a\":7}\n", (0, 2)),
+        ("a.csv", "a\n1\n2\n8\n", (0, 2)),
+    ];
+    for (name, text, expected) in files {
+        bench.write(&format!("rows/{name}"), text);
+        assert_eq!(run("out"), expected, "{name}");
+        let fresh = bench.invoke(&["run", "chain.yaml", "rows", "fresh", "--overwrite"]);
+        assert_eq!(fresh.code, 0, "{}", fresh.stderr);
+        let dir = bench.dir.path();
+        assert_same(&tree(&dir.join("fresh")), &tree(&dir.join("out")));
+    }
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 8] = [
+const COMMANDS: [&str; 9] = [
     "run",
     "inspect",
     "verify",
     "engines",
+    "diff",
     "clean",
     "init",
     "schema",
@@ -106,6 +107,8 @@ fn usage_errors_exit_2_and_say_what_to_do() {
         &["inspect", "c", "--rows", "5"],
         &["inspect", "c", "--input", "x", "--rows", "0"],
         &["engines", "c", "--timeout", "soon"],
+        &["diff", "out"],
+        &["diff", "a", "b", "--sample", "some"],
         &["completions"],
         &["schema", "surplus"],
     ] {
@@ -136,6 +139,7 @@ fn json_logs_keep_stderr_json() {
         &["inspect", "--json-logs", "no-such-chain.yaml"],
         &["engines", "--json-logs", "no-such-chain.yaml"],
         &["init", "--json-logs", "/proc/version/x"],
+        &["diff", "--json-logs", "no-such-out", "no-such-out"],
     ] {
         let (code, stdout, stderr) = here(args);
         assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");

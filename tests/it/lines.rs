@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{Bench, Ran};
 use crate::server::{Answer, Asked, Dice, TestServer, sample};
+use crate::verify;
 
 /// Checks the lines of every node and of `flattened/`; how many there are.
 pub fn check(out: &Path) -> Result<usize, String> {
@@ -129,6 +130,7 @@ fn lines_match_their_schemas_and_fit_their_columns() {
         assert!(flattened > 0, "{name}: {}", ran.stderr);
         let lines = check(&ran.out).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(lines > flattened, "{name}: {lines} lines");
+        verify::proven(&ran.out).unwrap_or_else(|error| panic!("{name}: {error}"));
         seen += 1;
 
         let ran = run(&[
@@ -141,6 +143,7 @@ fn lines_match_their_schemas_and_fit_their_columns() {
         ]);
         assert!(matches!(ran.code, 0 | 3), "{name}: {}", ran.stderr);
         assert!(!ran.stderr.contains("\"warning\""), "{name}: {}", ran.stderr);
+        verify::proven(&ran.out).unwrap_or_else(|error| panic!("{name} as Parquet: {error}"));
     }
     assert!(seen >= 7, "only {seen} chains");
 }

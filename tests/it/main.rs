@@ -26,6 +26,7 @@ mod conformance;
 mod custom_sink;
 mod demos;
 mod diagnostics;
+mod diff;
 mod disks;
 mod dry_run;
 mod editing;

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
+use chainette::audit::{Outputs, diff};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
@@ -269,6 +270,28 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
             context()
         );
     }
+
+    // Read back it is the same as the same run in the other format; what was interrupted as itself.
+    let mut other = out.clone();
+    if !interrupted {
+        other = dir.join("other");
+        let parquet = !case.parquet;
+        let case = Case {
+            parquet,
+            ..case.clone()
+        };
+        let ran = cli::wait(dir, &mut spawn(&case.args(&given.name, "other", case.batch_size)));
+        prop_assert!(ran.code == Some(code), "{ran:?}\n{}", context());
+    }
+    let read = |out: &Path| Outputs::open(out).map_err(|error| TestCaseError::fail(error.to_string()));
+    let found =
+        diff(&read(&out)?, &read(&other)?, 1).map_err(|error| TestCaseError::fail(error.to_string()))?;
+    prop_assert!(found.same, "{found:#?}\n{}", context());
+    let lines: u64 = found.folders.iter().map(|folder| folder.equal).sum();
+    let shards = meta["shards"].as_object().expect("an object").values();
+    let shards = shards.flat_map(|shards| shards.as_array().into_iter().flatten());
+    let written: u64 = shards.map(|shard| shard["rows"].as_u64().expect("a count")).sum();
+    prop_assert_eq!(lines, written);
 
     // Wherever it ended or was killed, and whatever the batch: the same bytes as a run that nobody touched.
     if interrupted {

@@ -291,6 +291,14 @@ fn whatever_is_done_to_a_run_is_found() {
         ("a file of somebody else lies in a folder", |out| {
             out.write("last/notes.txt", "see above")
         }),
+        ("a file in the place of a folder", |out| {
+            fs::remove_dir_all(out.path("note")).expect("it was there");
+            out.write("note", "gone");
+        }),
+        ("a folder in the place of a shard", |out| {
+            out.remove("note/001.jsonl");
+            fs::create_dir(out.path("note/001.jsonl")).expect("a folder can be made");
+        }),
         ("a folder of shards that is none of the run", |out| {
             fs::create_dir(out.path("other")).expect("a folder can be made");
             out.write("other/000.jsonl", "{\"row_id\":\"0\"}\n");
@@ -349,6 +357,15 @@ fn whatever_is_done_to_a_run_is_found() {
         ("the outcomes are removed", |out| {
             out.remove(".chainette/outcomes")
         }),
+        (
+            "the outcomes are removed, and two shards are not what they were",
+            |out| {
+                out.remove(".chainette/outcomes");
+                out.remove("fan/000.jsonl");
+                out.replace("fan/001.jsonl", "\"k\":0", "\"k\":1");
+                out.replace("fan/002.jsonl", "\"k\":0", "\"k\":9.5");
+            },
+        ),
         ("the outcomes are cut within a line", |out| {
             let text = out.text(".chainette/outcomes");
             out.write(".chainette/outcomes", &text[..text.len() - 30]);

@@ -2,27 +2,16 @@
 //! step with those that the outcomes tell of.
 
 use std::cmp::Ordering;
-use std::collections::{HashSet, VecDeque};
-use std::io::{ErrorKind, Read as _};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fs_err::File;
-use rayon::prelude::*;
-
 use super::line::Checked;
 use super::problems::{Problem, ProblemKind, Problems};
-use crate::audit::AuditError;
+use super::shard::{Check, Form, Opened, Rows, Shard};
 use crate::event::{counted, thousands};
 use crate::row::RowId;
-use crate::sink::{Rolled, ShardRows};
-use crate::source::SourceError;
-
-/// What is read at a time of JSON lines, and of Parquet.
-const BLOCK_BYTES: usize = 1 << 20;
-const BLOCK_ROWS: usize = 2_048;
-/// Lines that are not worth a thread of their own.
-const FEW: usize = 64;
+use crate::sink::Rolled;
 
 /// What lines of a folder are compared by; the order is that of the file.
 pub(super) trait Key: Ord + Clone + Send {
@@ -42,24 +31,6 @@ impl Key for super::line::ErrorKey {
     }
 }
 
-/// How a folder is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    Jsonl,
-    Parquet,
-    /// A custom sink's: only its bytes can be checked.
-    Opaque,
-}
-
-/// A shard that the metadata names.
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    /// Its name below OUT.
-    file: Arc<str>,
-    rolled: Rolled,
-}
-
 /// The shard that is being read.
 struct Open {
     shard: Shard,
@@ -70,17 +41,6 @@ struct Open {
     altered: bool,
 }
 
-enum Rows {
-    Jsonl {
-        file: File,
-        hasher: Box<blake3::Hasher>,
-        bytes: u64,
-        /// The beginning of a line whose end is not read yet.
-        rest: Vec<u8>,
-    },
-    Parquet(Box<ShardRows>),
-}
-
 /// A line that was read.
 struct Line<K> {
     file: Arc<str>,
@@ -89,14 +49,12 @@ struct Line<K> {
     key: Option<K>,
 }
 
-type Check<'a, K> = Box<dyn Fn(&[u8]) -> Checked<K> + Sync + 'a>;
-
 /// A folder on its way from the first line to the last.
 pub(super) struct Folder<'a, K> {
     name: String,
     form: Form,
     shards: VecDeque<Shard>,
-    check: Check<'a, K>,
+    check: Box<Check<'a, K>>,
     open: Option<Open>,
     /// Lines that were read and not taken.
     block: VecDeque<Line<K>>,
@@ -125,7 +83,7 @@ impl<'a, K: Key> Folder<'a, K> {
         name: &str,
         form: Form,
         shards: Vec<(PathBuf, Rolled)>,
-        check: Check<'a, K>,
+        check: Box<Check<'a, K>>,
     ) -> Self {
         let told = shards.iter().map(|(_, rolled)| rolled.rows).sum();
         let shards = shards.into_iter().map(|(path, rolled)| Shard {
@@ -206,13 +164,14 @@ impl<'a, K: Key> Folder<'a, K> {
     /// Reads what is left, in which no row is expected any more; with `compare` each is told.
     pub(super) fn finish(&mut self, compare: bool, found: &mut Problems) {
         loop {
+            // A shard that cannot be read hides no other.
+            self.unread = 0;
             self.load(found);
-            if self.block.is_empty() {
-                break;
-            }
-            match compare {
-                true => self.refuse(found),
-                false => drop(self.take()),
+            match (self.block.is_empty(), compare) {
+                (false, true) => self.refuse(found),
+                (false, false) => drop(self.take()),
+                (true, _) if self.unread > 0 => {}
+                (true, _) => break,
             }
         }
         if compare && self.form == Form::Opaque && self.expected != self.told {
@@ -307,66 +266,8 @@ impl<'a, K: Key> Folder<'a, K> {
 
     /// Reads and checks the next lines of a shard; false at its end.
     fn read(&mut self, open: &mut Open, found: &mut Problems) -> Result<bool, String> {
-        let checked = match &mut open.rows {
-            Rows::Jsonl {
-                file,
-                hasher,
-                bytes,
-                rest,
-            } => {
-                let start = rest.len();
-                let read = file.by_ref().take(BLOCK_BYTES as u64).read_to_end(rest);
-                let read = read.map_err(|error| error.to_string())?;
-                if read == 0 && rest.is_empty() {
-                    return Ok(false);
-                }
-                *bytes += read as u64;
-                let end = match read {
-                    // The last line lacks its end.
-                    0 => rest.len(),
-                    _ => memchr::memrchr(b'\n', rest).map_or(0, |at| at + 1),
-                };
-                let (lines, _) = rest.split_at_checked(end).unwrap_or((rest, &[]));
-                let new = rest.get(start..).unwrap_or_default();
-                let ((), mut checked) = rayon::join(
-                    || {
-                        hasher.update(new);
-                    },
-                    || {
-                        let mut all: Vec<&[u8]> = lines.split(|byte| *byte == b'\n').collect();
-                        all.pop_if(|last| last.is_empty());
-                        let lines = all.par_iter().with_min_len(FEW);
-                        lines.map(|line| (self.check)(line)).collect::<Vec<_>>()
-                    },
-                );
-                if read == 0
-                    && let Some(last) = checked.last_mut()
-                {
-                    last.problem
-                        .get_or_insert_with(|| "it ends without a line break".into());
-                }
-                rest.drain(..end);
-                checked
-            }
-            Rows::Parquet(rows) => {
-                let mut lines = Vec::new();
-                let mut bytes = 0;
-                while lines.len() < BLOCK_ROWS && bytes < BLOCK_BYTES {
-                    match rows.next_line() {
-                        Ok(Some(line)) => {
-                            bytes += line.len();
-                            lines.push(line);
-                        }
-                        Ok(None) => break,
-                        Err(error) => return Err(problem_of(error)),
-                    }
-                }
-                if lines.is_empty() {
-                    return Ok(false);
-                }
-                let lines = lines.par_iter().with_min_len(FEW);
-                lines.map(|line| (self.check)(line.as_bytes())).collect()
-            }
+        let Some(checked) = open.rows.read(&*self.check)? else {
+            return Ok(false);
         };
         for Checked { key, problem } in checked {
             open.lines += 1;
@@ -398,16 +299,8 @@ impl<'a, K: Key> Folder<'a, K> {
             lines,
             altered,
         } = open;
-        let Rolled {
-            rows: said,
-            bytes: size,
-            blake3,
-        } = &shard.rolled;
-        let problem = match rows {
-            Rows::Jsonl { hasher, bytes, .. } => content(bytes, &hasher, *size, blake3),
-            // Its bytes were looked at before its rows.
-            Rows::Parquet(_) => None,
-        };
+        let said = &shard.rolled.rows;
+        let problem = rows.problem(&shard.rolled);
         let problem = match (problem, lines == *said) {
             (None, true) => {
                 self.good_shards += u64::from(!altered);
@@ -421,107 +314,4 @@ impl<'a, K: Key> Folder<'a, K> {
         };
         found.add(Problem::of(ProblemKind::Shard, &*shard.file, problem));
     }
-}
-
-/// What comes of opening a shard.
-enum Opened {
-    Rows(Rows),
-    /// Its bytes are those of the run, and nobody can read its rows.
-    Bytes,
-    /// Its bytes are not those of the run; its rows may still be read.
-    Altered(Option<Rows>, String),
-}
-
-impl Rows {
-    fn open(shard: &Shard, form: Form, folder: &str) -> Result<Opened, String> {
-        let file = File::open(&shard.path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => "it is missing".to_owned(),
-            _ => error.to_string(),
-        })?;
-        let mut hasher = Box::new(blake3::Hasher::new());
-        if form == Form::Jsonl {
-            let (bytes, rest) = (0, Vec::new());
-            return Ok(Opened::Rows(Self::Jsonl {
-                file,
-                hasher,
-                bytes,
-                rest,
-            }));
-        }
-        hasher.update_reader(file).map_err(|error| error.to_string())?;
-        let rolled = &shard.rolled;
-        let problem = content(hasher.count(), &hasher, rolled.bytes, &rolled.blake3);
-        if form == Form::Opaque {
-            return Ok(problem.map_or(Opened::Bytes, |problem| Opened::Altered(None, problem)));
-        }
-        let rows = ShardRows::open(&shard.path, folder).map_err(problem_of);
-        match (rows, problem) {
-            (Ok(rows), None) => Ok(Opened::Rows(Self::Parquet(Box::new(rows)))),
-            (Ok(rows), Some(problem)) => Ok(Opened::Altered(Some(Self::Parquet(Box::new(rows))), problem)),
-            (Err(error), None) => Err(format!("it cannot be read ({error})")),
-            (Err(_), Some(problem)) => Err(format!("{problem}; it cannot be read")),
-        }
-    }
-}
-
-/// What is wrong with a Parquet file, whose name is told anyway.
-fn problem_of(error: SourceError) -> String {
-    match error {
-        SourceError::Unreadable { problem, .. } => problem,
-        other => other.to_string(),
-    }
-}
-
-/// What tells a file's bytes from those that were sealed.
-fn content(bytes: u64, hasher: &blake3::Hasher, said: u64, digest: &str) -> Option<String> {
-    if bytes != said {
-        return Some(format!(
-            "{} instead of {}",
-            counted(bytes, "byte"),
-            thousands(said)
-        ));
-    }
-    let found = hasher.finalize().to_hex();
-    (found.as_str() != digest).then(|| {
-        let short = |digest: &str| digest.chars().take(12).collect::<String>();
-        format!(
-            "its bytes were changed (BLAKE3 {}… instead of {}…)",
-            short(&found),
-            short(digest)
-        )
-    })
-}
-
-/// Files in a folder of shards that the metadata does not name.
-pub(super) fn strays(
-    out: &Path,
-    name: &str,
-    named: &[(PathBuf, Rolled)],
-    found: &mut Problems,
-) -> Result<(), AuditError> {
-    let dir = out.join(name);
-    let entries = match fs_err::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(AuditError::io(&dir)(error)),
-    };
-    let named: HashSet<&Path> = named.iter().map(|(shard, _)| shard.as_path()).collect();
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(AuditError::io(&dir))?.path();
-        if !named.contains(path.as_path()) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    for path in files {
-        let is_part = path.extension().is_some_and(|extension| extension == "part");
-        let file = path.strip_prefix(out).unwrap_or(&path).display().to_string();
-        let text = match is_part {
-            true => "an open shard, which a finished run has none of; remove it",
-            false => "the run wrote no such file; remove it",
-        };
-        found.add(Problem::of(ProblemKind::Stray, file, text));
-    }
-    Ok(())
 }

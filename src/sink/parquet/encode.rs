@@ -17,7 +17,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use super::kind::{Column, Kind, fields};
 use super::values::{Misfit, Set, Values};
 use super::{JSON_TEXT, RESCUED, TYPED_BY, Table};
-use crate::row::{raw_fields, write_str};
+use crate::row::{raw_fields, unquoted, write_str};
 use crate::sink::SinkError;
 use crate::sink::encoder::{LineReader, Rescued, TOLD};
 
@@ -149,7 +149,7 @@ impl<'a> Rows<'a> {
         for (key, raw) in all {
             // Cheap for the usual keys: no other holds this text, nor an escape.
             let renamed = (key.contains(RESCUED) || key.contains('\\')).then(|| {
-                let name = super::unquoted(key).into_owned();
+                let name = unquoted(key).into_owned();
                 let mut quoted = Vec::new();
                 write_str(&mut quoted, self.table.column(&name));
                 String::from_utf8_lossy(&quoted).into_owned()
@@ -186,11 +186,11 @@ impl<'a> Rows<'a> {
         self.rescue.extend_from_slice(key.as_bytes());
         self.rescue.push(b':');
         self.rescue.extend_from_slice(raw.as_bytes());
-        let name = super::unquoted(key);
+        let name = unquoted(key);
         if self.rescued.len() > TOLD || self.rescued.contains_key(&*name) {
             return;
         }
-        let row = super::unquoted(row_id);
+        let row = unquoted(row_id);
         let folder = &self.table.folder;
         let message = match self.kinds.iter().find(|column| column.name == name) {
             Some(column) => {

@@ -1,12 +1,10 @@
 //! Column types from the models where they declare them, and from the first rows where they do not.
 
-use std::borrow::Cow;
-
 use indexmap::IndexMap;
 
 use super::kind::{Column, Kind};
 use super::number;
-use crate::row::{raw_fields, raw_items};
+use crate::row::{raw_fields, raw_items, unquoted};
 
 /// Objects with more different keys than this are dictionaries: JSON text.
 const MAX_KEYS: usize = 256;
@@ -155,15 +153,4 @@ pub(super) fn columns(guesses: IndexMap<String, Guess>) -> Vec<Column> {
             kind: guess.kind(),
         })
         .collect()
-}
-
-/// A key or string as it stands in the text, without quotes and escapes.
-pub(super) fn unquoted(raw: &str) -> Cow<'_, str> {
-    let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
-    if inner.contains('\\')
-        && let Ok(text) = serde_json::from_str::<String>(raw)
-    {
-        return text.into();
-    }
-    inner.into()
 }

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::{JSON_TEXT, RESCUED, unquoted};
-use crate::row::{raw_fields, raw_items};
+use super::{JSON_TEXT, RESCUED};
+use crate::row::{raw_fields, raw_items, unquoted};
 use crate::source::{ParquetRows, SourceError};
 
 /// The rows of a shard, one at a time.

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, StringArray, StructArray};
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 
-use super::infer::unquoted;
 use super::kind::{Column, Kind, fields, item_field};
 use super::number;
-use crate::row::{raw_fields, raw_items};
+use crate::row::{raw_fields, raw_items, unquoted};
 
 /// A value that does not fit its column.
 #[derive(Debug, PartialEq, Eq)]
