@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::disks::with_mounts;
 use crate::harness::{
-    Bench, assert_stderr, ends_within, everything, rows, signal, stderr_of, tree, tree_of, two_steps, until,
+    Bench, assert_stderr, copy, ends_within, everything, rows, signal, stderr_of, tree, tree_of, two_steps,
+    until,
 };
 use crate::server::{Answer, Dice, TestServer};
 
@@ -383,17 +384,4 @@ fn power_is_lost() {
     }
     assert_eq!(asked("all of it", &[]), 4);
     assert_eq!(asked("zeros all over", &vec![0; bytes.len()]), 4);
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
-    }
 }
