@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, Ran, tree};
+use crate::harness::{Bench, Ran, copy, tree};
 use crate::server::{Answer, TestServer};
 
 const ROWS: usize = 60;
@@ -55,19 +55,6 @@ fn chain(server: &TestServer) -> String {
         ],
     })
     .to_string()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
-    }
 }
 
 fn checkpoint(out: &Path) -> PathBuf {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use chainette::failpoint::POINTS;
 use serde_json::json;
 
 use crate::failpoints_answers;
-use crate::harness::{Bench, ends_within, listing, rows, stderr_of, tree, until};
+use crate::harness::{Bench, copy, ends_within, listing, rows, stderr_of, tree, until};
 use crate::server::{Answer, Asked, TestServer};
 
 /// Requests in flight at most.
@@ -224,19 +224,6 @@ macro_rules! assert_told {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
-    }
 }
 
 pub const ARGS: [&str; 4] = ["--max-lines-per-file", "13", "--batch-size", "6"];

@@ -373,6 +373,20 @@ pub fn listing(dir: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// Copies a folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder can be made");
+    for entry in fs::read_dir(from).expect("the folder is there") {
+        let path = entry.expect("a folder entry").path();
+        let target = to.join(path.file_name().expect("it has a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("a file can be copied");
+        }
+    }
+}
+
 /// A stderr with times, speeds and process ids taken out.
 macro_rules! assert_stderr {
     ($text:expr) => {

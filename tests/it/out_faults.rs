@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::disks::with_mounts;
 use crate::harness::{
-    Bench, assert_stderr, ends_within, everything, rows, signal, stderr_of, tree, tree_of, two_steps, until,
+    Bench, assert_stderr, copy, ends_within, everything, rows, signal, stderr_of, tree, tree_of, two_steps,
+    until,
 };
 use crate::server::{Answer, Dice, TestServer};
 
@@ -297,7 +298,7 @@ fn sigterm_at_random_progress() {
         let pause = Duration::from_millis(1 + dice.below(6));
         Answer::text(format!("heard {}", asked.user())).after(pause)
     });
-    let bench = Bench::new(&chain(&server), rows(300));
+    let bench = Bench::new(&chain(&server), rows(600));
     let mut dice = Dice::new(b"sigterm");
     let mut stopped = 0;
     for _ in 0..6 {
@@ -312,12 +313,16 @@ fn sigterm_at_random_progress() {
         }
         signal(&child, "-TERM");
         let code = ends_within(&mut child, PATIENT);
+        if code == 3 {
+            // It was done when the signal came.
+            break;
+        }
         assert_eq!(code, 130, "{}", stderr_of(&mut child));
         stopped += 1;
     }
     assert!(stopped >= 3, "{stopped}");
     let ran = bench.run(&["--max-lines-per-file", "30"]);
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
     assert_eq!(server.stats().asked_again, 0);
     assert!(tree(&ran.out) == tree_of(&bench, "whole", &["--max-lines-per-file", "30"]));
 }
@@ -379,17 +384,4 @@ fn power_is_lost() {
     }
     assert_eq!(asked("all of it", &[]), 4);
     assert_eq!(asked("zeros all over", &vec![0; bytes.len()]), 4);
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
-    }
 }
