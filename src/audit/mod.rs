@@ -1,7 +1,7 @@
 //! What a finished run left, read again.
 //!
-//! Nothing here runs a chain, asks an engine or writes: [`Outputs`] is an OUT as it lies on the disk, and its
-//! lines can be read in flat memory, whatever their format. [`diff`] compares two of them.
+//! Nothing here runs a chain, asks an engine or writes: `Outputs` is an OUT as it lies on the disk, and its
+//! lines can be read in flat memory, whatever their format. `diff` compares two of them.
 
 mod diff;
 mod equal;

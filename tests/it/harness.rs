@@ -335,21 +335,6 @@ pub fn echo() -> TestServer {
     TestServer::start(|asked| Answer::text(format!("heard {}", asked.user())))
 }
 
-/// Copies a folder with all that is in it; one that is not there is empty.
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    let Ok(entries) = fs::read_dir(from) else { return };
-    for entry in entries {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
-    }
-}
-
 /// A folder with files.
 pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -373,10 +358,11 @@ pub fn listing(dir: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder with all that is in it; of one that is not there comes an empty one.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("the folder is there") {
+    let Ok(entries) = fs::read_dir(from) else { return };
+    for entry in entries {
         let path = entry.expect("a folder entry").path();
         let target = to.join(path.file_name().expect("it has a name"));
         if path.is_dir() {

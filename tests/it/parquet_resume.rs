@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, tree};
+use crate::harness::{Bench, copy, tree};
 use crate::parquet::{PARQUET, jq, run, shards, types};
 use crate::server::Dice;
 
@@ -205,20 +205,6 @@ fn append(path: Option<&PathBuf>, bytes: &[u8]) {
             .open(path)
             .expect("the file is there");
         file.write_all(bytes).expect("the file can be written");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    let Ok(entries) = fs::read_dir(from) else { return };
-    for entry in entries {
-        let path = entry.expect("a folder entry").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a file can be copied");
-        }
     }
 }
 
