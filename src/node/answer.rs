@@ -53,13 +53,13 @@ pub trait Answers: Send + Sync {
     /// Keeps an answer; it is used only after this returned.
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, io::Result<()>>;
 
-    /// Told that a row fails at a Step with answers that were found: true if they are given up, and the row is to be
-    /// asked again from its first try.
+    /// Told that a row fails at a Step, by the answer that was found for this key: true if its answers are given up, and it is
+    /// to be asked again from its first try.
     ///
     /// # Errors
     /// The decision could not be kept.
-    fn again(&self, node: &str, row_id: &RowId) -> io::Result<bool> {
-        let _ = (node, row_id);
+    fn again(&self, key: &AnswerKey<'_>) -> io::Result<bool> {
+        let _ = key;
         Ok(false)
     }
 }

@@ -77,6 +77,9 @@ pub struct StepOutcome {
 /// The longest part of a bad reply that is shown to the model again, in characters.
 const MAX_QUOTE: usize = 2_000;
 
+/// The turn and the request's digest of an answer that was on file.
+type Found = (u32, [u8; 32]);
+
 /// What to do after a reply.
 enum Verdict {
     Done(Record),
@@ -139,19 +142,24 @@ impl Step {
     /// [`Stop`], when the run cannot go on; the row then has no fate yet.
     pub async fn ask(&self, question: Question<'_>) -> Result<StepOutcome, Stop> {
         loop {
-            let (outcome, was_found) = self.talk(&question).await?;
-            if !(was_found && self.can_fail && outcome.result.is_err()) {
+            let (outcome, found) = self.talk(&question).await?;
+            let Some((turn, digest)) = found.filter(|_| self.can_fail && outcome.result.is_err()) else {
                 return Ok(outcome);
-            }
-            let again = self.answers.again(&self.node, question.row_id);
+            };
+            let again = self.answers.again(&AnswerKey {
+                node: &self.node,
+                row_id: question.row_id,
+                turn,
+                digest,
+            });
             if !again.map_err(|error| self.unwritten(error))? {
                 return Ok(outcome);
             }
         }
     }
 
-    /// Asks as [`Step::ask`] does; also tells whether the last answer was found.
-    async fn talk(&self, question: &Question<'_>) -> Result<(StepOutcome, bool), Stop> {
+    /// Asks as [`Step::ask`] does; also tells the turn and the request of the last answer if that was found.
+    async fn talk(&self, question: &Question<'_>) -> Result<(StepOutcome, Option<Found>), Stop> {
         let mut messages = first_messages(question.system.as_deref(), &question.user);
         let mut talk = Talk {
             base: messages.len(),
@@ -163,19 +171,19 @@ impl Step {
         loop {
             let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
             let (answer, took) = self.turn(question, talk.tries.turn, &rendered).await?;
-            let was_found = took.is_none();
+            let found = took.is_none().then_some((talk.tries.turn, rendered.digest));
             talk.tries.turn += 1;
             if let Some(took) = took {
                 *talk.took.get_or_insert_default() += took;
             }
             match answer {
-                Answer::Refused { kind, message } => return Ok((talk.failed(kind, message), was_found)),
+                Answer::Refused { kind, message } => return Ok((talk.failed(kind, message), found)),
                 Answer::Fault { kind, message } => {
                     talk.tries.faults += 1;
                     if talk.tries.faults > self.retries.transport {
-                        return Ok((talk.failed(kind, message), was_found));
+                        return Ok((talk.failed(kind, message), found));
                     }
-                    if !was_found {
+                    if found.is_none() {
                         self.broker.pause(talk.tries.pause(), &message).await?;
                     }
                 }
@@ -193,12 +201,12 @@ impl Step {
                                 usage: talk.usage,
                                 took: talk.took,
                             };
-                            return Ok((outcome, was_found));
+                            return Ok((outcome, found));
                         }
                         Verdict::Again => talk.last = Some(reply.text),
                         Verdict::Failed(kind, message) => {
                             talk.last = Some(reply.text);
-                            return Ok((talk.failed(kind, message), was_found));
+                            return Ok((talk.failed(kind, message), found));
                         }
                     }
                 }

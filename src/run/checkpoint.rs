@@ -32,6 +32,9 @@ pub struct Checkpoint {
     pub times: Times,
     /// The first ledger segment that may hold answers of rows not yet committed.
     pub answers_from: u64,
+    /// Answers of rows before this ordinal were not kept, or were given back.
+    #[serde(default)]
+    pub unkept: u64,
     /// Requests that may have been in flight when its process ended.
     #[serde(default)]
     pub in_flight: u64,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fs_err as fs;
 
-use super::checkpoint::{Checkpoint, read_json};
+use super::checkpoint::{Checkpoint, read_json, write_json};
 use super::generation::{self, Reuse};
 use super::lock::Lock;
 use super::{Identity, RunError};
@@ -34,12 +34,19 @@ pub fn clean(out: &Path) -> Result<Cleaned, RunError> {
     generation::complete(out, &private)?;
     let checkpoint: Option<Checkpoint> = read_json(&private.join("checkpoint.json"))?;
     let checkpoint = checkpoint.filter(|checkpoint| checkpoint.finished);
-    let (Some(checkpoint), false) = (checkpoint, Reuse::read(&private)?.next) else {
+    let (Some(mut checkpoint), false) = (checkpoint, Reuse::read(&private)?.next) else {
         return Err(RunError::Unfinished { out: out.to_owned() });
     };
+    // Said before it is so: a run that goes on must not look for them.
+    checkpoint.unkept = checkpoint.position.ordinal;
+    checkpoint.answers_from = 0;
+    write_json(&private, &private.join("checkpoint.json"), &checkpoint, false)?;
+    Reuse::default().write(&private)?;
     let mut cleaned = Cleaned::default();
     remove(&private.join("answers"), &mut cleaned)?;
-    remove(&private.join("parked"), &mut cleaned)?;
+    for scratch in ["parked", generation::NEXT, generation::OLD] {
+        remove(&private.join(scratch), &mut cleaned)?;
+    }
     if checkpoint.limit.is_none() {
         remove(&private.join("spool"), &mut cleaned)?;
     }

@@ -127,6 +127,8 @@ pub(super) struct Committer {
     pub(super) nodes: Vec<String>,
     pub(super) branches: Vec<String>,
     pub(super) ledger: Option<Arc<Ledger>>,
+    /// Engines are asked, and what they say is not kept.
+    pub(super) loses_answers: bool,
     pub(super) limit: ErrorLimit,
     pub(super) events: EventSender,
     /// Set by the reader when the input is at its end.
@@ -369,6 +371,9 @@ impl Committer {
         self.checkpoint.sinks = sinks;
         self.checkpoint.finished = finished;
         self.checkpoint.limit = self.row_limit;
+        if self.loses_answers {
+            self.checkpoint.unkept = self.checkpoint.position.ordinal;
+        }
         self.checkpoint.times.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         if let Some(ledger) = &self.ledger {
             self.checkpoint.answers_from = ledger.first_needed(self.checkpoint.position.ordinal);

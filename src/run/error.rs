@@ -61,9 +61,20 @@ pub enum RunError {
         /// What is wrong with it.
         problem: String,
     },
-    /// Failed rows are to be asked again, and the answers to all others are gone.
-    #[error("the answers in {} were not kept (--no-ledger) or were given back (`chainette clean`): to ask its failed rows again would ask all rows again; --overwrite does that", out.display())]
+    /// Outputs are to be written anew, and answers for them are gone.
+    #[error("the answers in {} were not kept (--no-ledger) or were given back (`chainette clean`): this would ask rows again that are done; --overwrite starts again", out.display())]
     NoAnswers {
+        /// The folder OUT.
+        out: PathBuf,
+    },
+    /// Failed rows of a stream are to be asked again: whether it is the same is known too late.
+    #[error(
+        "the input is a stream (`-`), and --retry-errors reads it all again: give it as a file, with --resume"
+    )]
+    StreamAgain,
+    /// Its private files are of another version of chainette.
+    #[error("{} was written by another version of chainette; finish it with that version, or start again with --overwrite", out.display())]
+    OtherVersion {
         /// The folder OUT.
         out: PathBuf,
     },
@@ -153,6 +164,8 @@ impl RunError {
                 | Self::Altered { .. }
                 | Self::Damaged { .. }
                 | Self::NoAnswers { .. }
+                | Self::StreamAgain
+                | Self::OtherVersion { .. }
                 | Self::NoRun { .. }
                 | Self::Unfinished { .. }
                 | Self::Sink(SinkError::Altered { .. })

@@ -53,6 +53,7 @@ use crate::sink::{Layout, StreamWriter};
 use crate::source::SourceError;
 use checkpoint::write_json;
 use counting::Counting;
+use generation::Reuse;
 use ledger::{Ledger, Needed};
 use metadata::{Timings, metadata};
 use outdir::Wanted;
@@ -195,7 +196,7 @@ pub fn run(
     };
     let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
     let outcomes = outcomes::open(&out.private_base().join("outcomes"), checkpoint.outcomes)?;
-    let ledger = if config.ledger && wanted.asks {
+    let ledger = if (config.ledger || out.reuse.next) && wanted.asks {
         let needed = Needed {
             first: checkpoint.answers_from,
             ordinal: checkpoint.position.ordinal,
@@ -296,6 +297,13 @@ pub fn run(
         )?;
         if out.reuse.next {
             generation::swap(&out.path, &out.private)?;
+        } else if out.reuse.again.is_some() {
+            // What fails from now on was not tried again.
+            Reuse {
+                again: None,
+                ..out.reuse
+            }
+            .write(&out.private)?;
         }
     }
     Ok(Outcome {

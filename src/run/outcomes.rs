@@ -276,12 +276,13 @@ impl Reader {
             let problem = format!("it is of row {}, not {}", outcomes.row, self.rows);
             return Err(damaged(problem));
         }
-        let said: u64 = outcomes.input.0.iter().map(|(_, rows)| rows).sum();
+        let said = outcomes.input.0.iter().map(|(_, rows)| *rows);
+        let said = said.fold(0, u64::saturating_add);
         if said != outcomes.rows {
             let problem = format!("it has the fates of {said} input rows, not {}", outcomes.rows);
             return Err(damaged(problem));
         }
-        self.rows += outcomes.rows;
+        self.rows = self.rows.saturating_add(outcomes.rows);
         Ok(Some(outcomes))
     }
 
@@ -314,7 +315,7 @@ impl Stream {
         for (fate, rows) in &runs.0 {
             let (letter, left) = fate.letter();
             match &mut self.open {
-                Some((open, its, n)) if *open == letter && *its == left => *n += rows,
+                Some((open, its, n)) if *open == letter && *its == left => *n = n.saturating_add(*rows),
                 _ => {
                     self.close();
                     self.open = Some((letter, left, *rows));

@@ -1,5 +1,6 @@
 //! OUT: is it ours, is it this run, and how far did it get.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -12,7 +13,7 @@ use super::ledger;
 use super::lock::Lock;
 use crate::event::{are, counted};
 use crate::failpoint;
-use crate::sink::{SinkError, check_present};
+use crate::sink::{SinkError, check_open, check_present};
 
 /// What to do with an OUT that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +90,20 @@ impl OutDir {
             _lock: lock,
         };
         let Some(found) = found else {
+            // Killed before it was written, or taken away: then there is more.
+            if existing != Existing::Overwrite && out.private.join("answers").exists() {
+                return Err(RunError::Damaged {
+                    path: run_file,
+                    problem: "it is missing".into(),
+                });
+            }
             out.forget(true, None)?;
             write_json(&out.private, &run_file, &out.identity, true)?;
             return Ok(out);
         };
+        if existing != Existing::Overwrite && found.version != out.identity.version {
+            return Err(RunError::OtherVersion { out: out.path });
+        }
         if existing != Existing::Overwrite {
             generation::complete(&out.path, &out.private)?;
             out.reuse = Reuse::read(&out.private)?;
@@ -108,14 +119,25 @@ impl OutDir {
         let mut differences = found.differences(&out.identity);
         let checkpoint = out.checkpoint.as_ref();
         differences.extend(checkpoint.and_then(|done| too_far(done, wanted.limit)));
+        if out.reuse.next {
+            // A generation that has fewer rows than the one that stands must not take its place.
+            let standing: Option<Checkpoint> = read_json(&out.private.join("checkpoint.json"))?;
+            differences.extend(standing.and_then(|done| too_far(&done, wanted.limit)));
+            differences.dedup();
+        }
         let altered = match checkpoint {
-            Some(done) if done.finished && differences.is_empty() => out.altered(done),
+            Some(done) if differences.is_empty() => out.altered(done),
             _ => None,
         };
+        let finished = checkpoint.is_some_and(|done| done.finished);
+        let unkept = checkpoint.is_some_and(|done| done.unkept > 0) && wanted.asks;
         let failed = checkpoint.map_or(0, |done| done.counts.errors);
         let retry = wanted.retry && !out.reuse.next && failed > 0;
         let goes_on = checkpoint.is_some_and(|done| {
             let fits = !out.reuse.next && done.can_go_on() && too_far(done, wanted.limit).is_none();
+            // A file that grew while it was read may have ended in half a line then.
+            let old = found.input.get(done.position.file);
+            let fits = fits && old.is_some_and(|old| done.position.offset <= old.size);
             fits && found.is_continued_by(&out.identity) && out.altered(done).is_none()
         });
         match existing {
@@ -128,11 +150,14 @@ impl OutDir {
                 out.identity.run_id = found.run_id;
                 let checkpoint = out.private.join("checkpoint.json");
                 if let Some(done) = out.checkpoint.as_mut().filter(|done| done.finished) {
+                    let is_whole = done.limit.is_none();
                     // Or it would look finished with the new rows.
                     done.finished = false;
                     write_json(&out.private, &checkpoint, done, false)?;
-                    // Nothing has moved since then.
-                    out.set_reuse(Reuse::default())?;
+                    if is_whole {
+                        // Nothing has moved since then.
+                        out.set_reuse(Reuse::default())?;
+                    }
                 }
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
@@ -142,8 +167,10 @@ impl OutDir {
                     || altered.is_some()
                     || out.identity.input.iter().any(|of| of.stream) =>
             {
+                if unkept {
+                    return Err(RunError::NoAnswers { out: out.path });
+                }
                 let end = ledger::end(&out.private.join("answers"))?;
-                let is_readable = found.version == out.identity.version;
                 let reuse = Reuse {
                     edited: Some(end),
                     again: wanted.retry.then_some(end).or(out.reuse.again),
@@ -152,8 +179,8 @@ impl OutDir {
                 out.retried = retry.then_some(failed);
                 out.base.clone_from(&out.path);
                 out.checkpoint = None;
-                out.forget(!is_readable, found.extension.as_deref())?;
-                out.set_reuse(if is_readable { reuse } else { Reuse::default() })?;
+                out.forget(false, found.extension.as_deref())?;
+                out.set_reuse(reuse)?;
                 write_json(&out.private, &run_file, &out.identity, true)?;
             }
             Existing::Same if !differences.is_empty() => {
@@ -164,9 +191,13 @@ impl OutDir {
             }
             Existing::Same | Existing::Keep => {
                 out.identity.run_id = found.run_id;
-                if retry {
-                    out.begin_again(failed, wanted.asks)?;
-                } else if let Some(error) = altered {
+                if retry && unkept {
+                    return Err(RunError::NoAnswers { out: out.path });
+                } else if retry && out.identity.input.iter().any(|of| of.stream) {
+                    return Err(RunError::StreamAgain);
+                } else if retry {
+                    out.begin_again(failed)?;
+                } else if let Some(error) = altered.filter(|_| finished) {
                     return Err(error);
                 }
             }
@@ -180,14 +211,8 @@ impl OutDir {
     }
 
     /// Begins a next generation, in which failed rows are asked again.
-    fn begin_again(&mut self, failed: u64, asks: bool) -> Result<(), RunError> {
-        let answers = self.private.join("answers");
-        let end = ledger::end(&answers)?;
-        if asks && end == 0 {
-            return Err(RunError::NoAnswers {
-                out: self.path.clone(),
-            });
-        }
+    fn begin_again(&mut self, failed: u64) -> Result<(), RunError> {
+        let end = ledger::end(&self.private.join("answers"))?;
         self.base = generation::base(&self.private);
         remove(&self.base)?;
         let private = self.private_base();
@@ -206,9 +231,18 @@ impl OutDir {
         reuse.write(&self.private)
     }
 
-    /// What is not there any more, or not as it was, of the shards of a finished run.
+    /// What is not there any more, or not as it was, of what a checkpoint names.
     fn altered(&self, done: &Checkpoint) -> Option<RunError> {
-        match check_present(&self.base, &done.sinks, self.identity.extension()) {
+        let outcomes = self.private_base().join("outcomes");
+        if fs::metadata(&outcomes).map_or(0, |meta| meta.len()) < done.outcomes {
+            let problem = "it is shorter than it was".into();
+            return Some(RunError::Altered {
+                path: outcomes,
+                problem,
+            });
+        }
+        let check = if done.finished { check_present } else { check_open };
+        match check(&self.base, &done.sinks, self.identity.extension()) {
             Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
             other => other.err().map(RunError::from),
         }
@@ -224,6 +258,17 @@ impl OutDir {
         Lock::take(private, path)
     }
 
+    /// The folders that the run in OUT writes, as far as it says.
+    fn folders(&self) -> BTreeSet<String> {
+        let graph: Option<serde_json::Value> = read_json(&self.path.join("graph.json")).unwrap_or_default();
+        let nodes = graph.as_ref().and_then(|graph| graph.get("nodes")?.as_array());
+        let ids = nodes
+            .into_iter()
+            .flatten()
+            .filter_map(|node| node.get("id")?.as_str());
+        ids.chain(["flattened", "errors"]).map(str::to_owned).collect()
+    }
+
     /// Removes the outputs of a run, whose sink may have had an extension of its own, and its answers too if told
     /// so.
     fn forget(&self, answers: bool, extension: Option<&str>) -> Result<(), RunError> {
@@ -231,6 +276,7 @@ impl OutDir {
         extensions.extend(extension);
         extensions.extend(self.identity.extension.as_deref());
         use generation::{FILE, NEXT, OLD, SWAP};
+        let ours = self.folders();
         for name in [
             "checkpoint.json",
             "outcomes",
@@ -254,7 +300,7 @@ impl OutDir {
                 .to_string_lossy()
                 .into_owned();
             if matches!(name.as_str(), "graph.json" | "metadata.json")
-                || (path.is_dir() && holds_only_shards(&path, &extensions)?)
+                || (ours.contains(&name) && path.is_dir() && holds_only_shards(&path, &extensions)?)
             {
                 remove(&path)?;
             }

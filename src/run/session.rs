@@ -131,6 +131,7 @@ impl Session<'_> {
             holding,
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
             branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
+            loses_answers: ledger.is_none() && plan.asks(&plan.main.0),
             ledger: ledger.clone(),
             limit: config.errors,
             events: events.clone(),
@@ -140,7 +141,6 @@ impl Session<'_> {
             abandon: halt.abandon.clone(),
             parking: Parking::new(&private.join("parked")),
         };
-        drop(ledger);
         let handle = runtime.handle().clone();
         let committing = {
             let stop = halt.clone();
@@ -215,6 +215,10 @@ impl Session<'_> {
         // must not stand in the ledger as one.
         asking.close();
         let _best_effort = runtime.block_on(async { tokio::time::timeout(LAST_LOOK, asking.wait()).await });
+        if let Some(ledger) = &ledger {
+            // Whoever is later than that has lost its connection.
+            ledger.close();
+        }
         runtime.shutdown_background();
         drop(workers);
         failpoint::hit("session.ended").map_err(RunError::io(&out.path))?;

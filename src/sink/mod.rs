@@ -13,7 +13,7 @@ pub use custom::{Rows, Shard, Sink};
 pub(crate) use folder::shard_path;
 pub use folder::{Closed, Resumable, Rolled, ShardState, SpoolState};
 pub(crate) use parquet::ShardRows;
-pub(crate) use present::check_present;
+pub(crate) use present::{check_open, check_present};
 pub use stream_writer::{Layout, SinkState, StreamWriter};
 pub(crate) use stream_writer::{Unsynced, sync_dir};
 
@@ -110,7 +110,7 @@ pub enum SinkError {
     },
     /// What the checkpoint names is not there.
     #[error(
-        "{path} was changed or removed since the run stopped ({problem}); restore it, or start again with --overwrite"
+        "{path} was changed or removed since the run stopped ({problem}); restore it, or use --resume to write all outputs again from the answers on file"
     )]
     Altered {
         /// The file.

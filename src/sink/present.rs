@@ -1,8 +1,8 @@
-//! Whether what a finished run left is still there.
+//! Whether what a run left is still there.
 
 use std::path::Path;
 
-use super::folder::{check_rolled, shard_path};
+use super::folder::{altered, check_rolled, part_path, shard_path};
 use super::{SinkError, SinkState};
 
 /// Looks for every shard of a finished run in `out`, by name and size; their content is not read.
@@ -17,6 +17,36 @@ pub(crate) fn check_present(out: &Path, state: &SinkState, extension: &str) -> R
         };
         let dir = out.join(name);
         check_rolled(&folder.rolled, |index| shard_path(&dir, index, extension))?;
+    }
+    Ok(())
+}
+
+/// Looks for every shard of a run that is not finished, also the open ones: each has its bytes, under its final name or not.
+/// Lines that wait to be converted are not looked for.
+///
+/// # Errors
+/// [`SinkError::Altered`] names the first that is gone or too short.
+pub(crate) fn check_open(out: &Path, state: &SinkState, extension: &str) -> Result<(), SinkError> {
+    for (name, folder) in &state.0 {
+        let extension = match name.as_str() {
+            "errors" => "jsonl",
+            _ => extension,
+        };
+        let open = folder
+            .spool
+            .is_none()
+            .then_some(folder.bytes)
+            .filter(|bytes| *bytes > 0);
+        let bytes = folder.rolled.iter().map(|shard| shard.bytes).chain(open);
+        for (index, bytes) in bytes.enumerate() {
+            let path = shard_path(&out.join(name), index, extension);
+            let len = |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).ok();
+            match len(&path).or_else(|| len(&part_path(&path))) {
+                Some(len) if len >= bytes => {}
+                Some(_) => return Err(altered(path, "it is shorter than it was")),
+                None => return Err(altered(path, "it is missing")),
+            }
+        }
     }
     Ok(())
 }

@@ -54,13 +54,13 @@ impl Fingerprint {
         })
     }
 
-    /// True for a text file that begins with the lines that it was when this was taken, as far as that can be seen from
+    /// True for a file of JSON lines that begins with the lines that it was when this was taken, as far as that can be seen from
     /// its first and last MiB then, and has more after them.
     fn was_appended_to(&self, now: &Self) -> bool {
-        let is_text = |path: &Path| {
-            Kind::of(path).is_some_and(|kind| {
-                matches!(kind.format, Format::Jsonl | Format::Csv(_)) && kind.compression == Compression::None
-            })
+        // A row of CSV may have been at an end only because the file was.
+        let has_lines = |path: &Path| {
+            Kind::of(path)
+                .is_some_and(|kind| kind.format == Format::Jsonl && kind.compression == Compression::None)
         };
         let begins = || {
             let mut file = File::open(&now.path)?;
@@ -72,7 +72,7 @@ impl Fingerprint {
             std::io::Result::Ok(last == *b"\n" && edges(&mut file, self.size)? == self.digest)
         };
         let grew = (1..now.size).contains(&self.size) && !self.stream && !now.stream;
-        grew && is_text(&now.path) && begins().unwrap_or(false)
+        grew && has_lines(&now.path) && begins().unwrap_or(false)
     }
 
     /// True when both are of the same bytes, wherever they lie.

@@ -267,3 +267,53 @@ fn new_files_at_the_end_leave_the_others_alone() {
         assert_same(&tree(&dir.join("fresh")), &tree(&dir.join("out")));
     }
 }
+
+/// A row whose answer another row took asks for one of its own.
+#[test]
+fn a_taken_answer_is_not_shared() {
+    let count = AtomicUsize::new(0);
+    let server =
+        TestServer::start(move |_| Answer::text(format!("sample {}", count.fetch_add(1, Ordering::SeqCst))));
+    let chain = json!({
+        "name": "samples",
+        "engines": {"e": {"backend": "openai", "model": "m", "endpoint": server.url(), "concurrency": 1}},
+        "steps": [{"id": "ask", "engine": "e", "user_prompt": "say {{ a }}"}],
+    });
+    let bench = Bench::new(&chain.to_string(), numbered([1, 2]));
+    assert_eq!(bench.run(&["--batch-size", "1"]).code, 0);
+    bench.write("in.jsonl", numbered([2, 2]));
+    let ran = bench.run(&["--resume", "--batch-size", "1"]);
+    let values = ran.values("ask");
+    assert_eq!((ran.code, server.stats().asked), (0, 3), "{}", ran.stderr);
+    assert_ne!(values[0]["text"], values[1]["text"]);
+}
+
+/// A limit may lie before rows that are on file, moved or not: what comes after it is still found.
+#[test]
+fn an_edit_that_stopped_at_a_limit_goes_on_with_what_it_has() {
+    let server = echo();
+    let mut chain = two_steps(&server);
+    let bench = Bench::new(&chain.to_string(), rows(20));
+    assert_eq!(bench.run(&[]).code, 0);
+    chain["steps"][0]["id"] = "opening".into();
+    chain["steps"][1]["user_prompt"] = "{{ vars.tone }}: {{ opening.text }}".into();
+    bench.write("chain.yaml", chain.to_string());
+    assert_eq!(bench.run(&["--resume", "--limit", "5"]).code, 0);
+    bench.write("in.jsonl", rows(21));
+    server.clear_log();
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, server.stats().asked), (0, 2), "{}", ran.stderr);
+    assert_same(&tree_of(&bench, "fresh", &[]), &tree(&ran.out));
+}
+
+/// A file that grows while it is read ends in half a line then; that line is not taken for a row that is done.
+#[test]
+fn half_a_line_at_the_end_is_no_row_that_is_done() {
+    let server = echo();
+    let bench = Bench::new(&two_steps(&server).to_string(), rows(20) + "{\"a\":2");
+    assert_eq!(bench.run(&[]).code, 3);
+    bench.write("in.jsonl", rows(20) + "{\"a\":20}\n");
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, ran.lines("second").len()), (0, 21), "{}", ran.stderr);
+    assert_same(&tree_of(&bench, "fresh", &[]), &tree(&ran.out));
+}

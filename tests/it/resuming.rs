@@ -320,6 +320,14 @@ fn a_shard_was_altered() {
         let ran = bench.run(&shards);
         assert_eq!(ran.code, 2, "{}", ran.stderr);
         said += &format!("{name}\n{}", ran.stderr);
+        // As it says.
+        let ran = bench.run(&[&shards[..], &["--resume"]].concat());
+        assert_eq!(
+            (ran.code, ran.lines("errors").len()),
+            (1, 1),
+            "{name}: {}",
+            ran.stderr
+        );
     }
     assert_stderr!(said);
 }

@@ -278,3 +278,90 @@ fn an_unfinished_run_and_an_edited_one() {
     engine.is(HIDDEN);
     assert_same(&tree_of(&bench, "fresh", &[]), &tree(&ran.out));
 }
+
+/// A failure that a former edit let another row have is not what a retry is given.
+#[test]
+fn a_retry_after_an_edit_asks() {
+    let state = Arc::new(AtomicUsize::new(ILL));
+    let now = state.clone();
+    let server = TestServer::start(move |_| match now.load(Ordering::SeqCst) {
+        ILL => Answer::text("no JSON"),
+        _ => Answer::text("{\"said\":\"yes\"}"),
+    });
+    let chain = json!({
+        "name": "retry",
+        "engines": {"e": {"backend": "openai", "model": "m", "endpoint": server.url(), "concurrency": 4}},
+        "steps": [{"id": "ask", "engine": "e", "user_prompt": "say {{ a }}", "output_model": {"said": "string"},
+                   "retries": {"output": 0}}],
+    });
+    let bench = Bench::new(&chain.to_string(), "{\"a\":1}\n{\"a\":1}\n{\"a\":2}\n");
+    assert_eq!(bench.run(&[]).code, 3);
+    bench.write("in.jsonl", "{\"a\":1}\n{\"a\":2}\n");
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, server.stats().asked), (3, 3), "{}", ran.stderr);
+    state.store(WELL, Ordering::SeqCst);
+    let ran = bench.run(&["--retry-errors"]);
+    assert_eq!((ran.code, server.stats().asked), (0, 5), "{}", ran.stderr);
+}
+
+/// What fails for the first time on the way of a retry is not tried twice by it.
+#[test]
+fn a_new_failure_stays_one_through_a_kill() {
+    let engine = Engine::new();
+    let bench = Bench::new(&chain(&engine).to_string(), input());
+    let ran = bench.run(&["--max-errors", "20", "--batch-size", "10"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    // Still ill: what was never asked fails now.
+    engine.server.clear_log();
+    let whole = bench.run(&["--retry-errors", "--max-errors", "1000"]);
+    assert_eq!(whole.code, 3, "{}", whole.stderr);
+    let log = engine.server.stats();
+    assert!(log.asked_again <= 40, "replies that are asked for twice: {log:?}");
+    // A retry that is over leaves nothing behind.
+    let reuse = std::fs::read_to_string(whole.out.join(".chainette/reuse.json")).expect("it was written");
+    assert!(!reuse.contains("again"), "{reuse}");
+}
+
+#[test]
+fn what_a_retry_cannot_do_is_said() {
+    let (engine, bench) = ill_run(&[]);
+    let before = tree(&bench.dir.path().join("out"));
+    engine.is(STUCK);
+    let mut child = bench.spawn(&["--retry-errors"]);
+    until("the request that hangs", || engine.server.stats().in_flight > 0);
+    child.kill().expect("a child can be killed");
+    let _reaped = child.wait();
+    until("end of it", || engine.server.stats().in_flight == 0);
+    // Fewer rows would take the place of more.
+    let ran = bench.run(&["--limit", "20"]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    let mut said = ran.stderr;
+    assert_same(&before, &tree(&ran.out));
+    let ran = bench.invoke(&["clean", "out"]);
+    assert_eq!(ran.code, 2);
+    said += &ran.stderr;
+    // A stream cannot be read again from its start.
+    let shell = format!(
+        "cat in.jsonl | {} run chain.yaml - piped --quiet",
+        crate::harness::BINARY
+    );
+    let piped = |extra: &str| {
+        let mut command = std::process::Command::new("sh");
+        let output = command
+            .arg("-c")
+            .arg(format!("{shell} {extra}"))
+            .current_dir(bench.dir.path())
+            .output();
+        let output = output.expect("a shell starts");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    engine.is(ILL);
+    assert_eq!(piped("").0, Some(3));
+    let (code, text) = piped("--retry-errors");
+    assert_eq!(code, Some(2), "{text}");
+    said += &text;
+    assert_stderr!(said);
+}

@@ -47,6 +47,15 @@ impl<'a> Payload<'a> {
         })
     }
 
+    /// True for what can be one at all: Steps have names.
+    fn is_plausible(&self) -> bool {
+        let is_id = |text: &str| {
+            text.bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+        };
+        !self.node.is_empty() && is_id(self.node) && self.row_id.starts_with(|c: char| c.is_ascii_digit())
+    }
+
     /// What the index knows of it, for a frame at `place`; none if its body cannot be.
     pub(super) fn entry(&self, place: u64) -> Option<Entry> {
         Some(Entry {
@@ -98,14 +107,14 @@ pub(super) fn frame(kind: Kind, key: &AnswerKey<'_>, body: &[u8]) -> std::io::Re
     Ok(out)
 }
 
-/// The payload that begins after a head, if all of it is there, whether its checksum is right, and the bytes it takes with its
-/// head.
-pub(super) fn next(bytes: &[u8]) -> Option<(&[u8], bool, usize)> {
+/// The payload of the frame that begins here and the bytes it takes with its head, if it is whole. Checksums are looked at last,
+/// of what `is_likely`.
+pub(super) fn next(bytes: &[u8], is_likely: impl FnOnce(&[u8]) -> bool) -> Option<(&[u8], usize)> {
     let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
     let (len, sum) = head.split_first_chunk::<4>()?;
     let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
     let payload = rest.get(..len)?;
-    Some((payload, checksum(payload) == sum, HEAD + len))
+    (is_likely(payload) && checksum(payload) == sum).then_some((payload, HEAD + len))
 }
 
 /// The bytes a frame takes, by its first ones; none if these are too few to say.
@@ -117,17 +126,24 @@ pub(super) fn size(bytes: &[u8]) -> Option<usize> {
 /// Goes through the frames of a segment that begins at `place`, each with the bytes before it; returns the bytes up to the
 /// end of the last whole one.
 ///
-/// A frame that the disk damaged costs its own answer, not those after it.
+/// What the disk damaged costs the answers in it, not those after it: the next frame is looked for byte by byte.
 pub(super) fn scan(bytes: &[u8], place: u64, mut found: impl FnMut(Entry, usize)) -> usize {
     let (mut at, mut end) = (0, 0);
-    while let Some((payload, is_right, size)) = bytes.get(at..).and_then(next) {
-        let entry = || Payload::parse(payload)?.entry(place + at as u64);
-        let entry = is_right.then(entry).flatten();
-        let from = at;
-        at += size;
-        if let Some(entry) = entry {
-            found(entry, from);
-            end = at;
+    while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() > HEAD) {
+        let entry = |payload: &[u8]| {
+            Payload::parse(payload)
+                .filter(Payload::is_plausible)?
+                .entry(place + at as u64)
+        };
+        match next(rest, |payload| entry(payload).is_some()) {
+            Some((payload, size)) => {
+                if let Some(entry) = entry(payload) {
+                    found(entry, at);
+                }
+                at += size;
+                end = at;
+            }
+            None => at += 1,
         }
     }
     end

@@ -114,13 +114,16 @@ impl Index {
             .map(|(_, place)| *place)
     }
 
-    /// Notes that an answer has its row: nobody else takes it.
-    pub(super) fn take(&mut self, content: u64, place: u64) {
-        if let Ok(at) = self.by_request.binary_search(&(content, place))
-            && let Some(word) = self.taken.get_mut(at / 64)
-        {
-            *word |= 1 << (at % 64);
-        }
+    /// Notes that an answer of before the edit has its row: nobody else takes it. False if it had one.
+    pub(super) fn take(&mut self, content: u64, place: u64) -> bool {
+        let at = self.by_request.binary_search(&(content, place));
+        let Some((at, word)) = at.ok().and_then(|at| Some((at, self.taken.get_mut(at / 64)?))) else {
+            return true;
+        };
+        let bit = 1 << (at % 64);
+        let is_free = *word & bit == 0;
+        *word |= bit;
+        is_free
     }
 
     /// Takes the first answer to a request that nobody took, if `fits` agrees.

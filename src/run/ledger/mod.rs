@@ -24,7 +24,6 @@ use futures::future::BoxFuture;
 use super::RunError;
 use crate::failpoint;
 use crate::node::answer::{Answer, AnswerKey, Answers};
-use crate::row::RowId;
 use frame::Payload;
 use index::{Entry, Index, Kind};
 use writing::{Writing, note_highest};
@@ -229,6 +228,11 @@ impl Ledger {
         self.check()
     }
 
+    /// Takes no more answers.
+    pub(super) fn close(&self) {
+        self.writing.close();
+    }
+
     /// The first segment that can hold answers of rows from `ordinal` on.
     pub(super) fn first_needed(&self, ordinal: u64) -> u64 {
         self.writing.first_needed(ordinal).0
@@ -267,8 +271,7 @@ impl Ledger {
                 file.file().read_exact_at(&mut bytes, offset).ok()?;
                 bytes.resize(frame::size(&bytes)?, 0);
                 file.file().read_exact_at(&mut bytes, offset).ok()?;
-                let (payload, is_right, _) = frame::next(&bytes)?;
-                is_right.then(|| payload.to_vec())
+                frame::next(&bytes, |_| true).map(|(payload, _)| payload.to_vec())
             }
             Err(_) => self.blocks.payload(&self.dir, place),
         }
@@ -292,9 +295,33 @@ impl Ledger {
         }
     }
 
+    /// The latest answer that a row itself got to a request, or took, and where that stands.
+    ///
+    /// One of before the edit may have been taken by another row: then it is that one's. `take` says that this row takes
+    /// it now.
+    fn find_own(&self, key: &AnswerKey<'_>, row: u64, content: u64, take: bool) -> Option<(u64, Answer)> {
+        let places: Vec<u64> = self.index().own(row, content).collect();
+        let mut places = places.into_iter().filter(|place| !self.is_void(row, *place));
+        places.find_map(|place| {
+            let (source, _, answer) = self.read(place, key)?;
+            let is_free = match self.edited {
+                Some(edit) if take && place < edit => self.index().take(content, source),
+                _ => true,
+            };
+            is_free.then_some((source, answer))
+        })
+    }
+
     /// The answer that some other row of before the edit got to the same request; nobody else takes it then.
-    fn find_by_request(&self, key: &AnswerKey<'_>, content: u64) -> std::io::Result<Option<Answer>> {
-        if self.edited.is_none() {
+    fn find_by_request(
+        &self,
+        key: &AnswerKey<'_>,
+        row: u64,
+        content: u64,
+    ) -> std::io::Result<Option<Answer>> {
+        // A row that is tried again wants nobody's old answer.
+        let is_again = |void: u64| self.again.is_some_and(|again| void >= again);
+        if self.edited.is_none() || self.voids().get(&row).copied().is_some_and(is_again) {
             return Ok(None);
         }
         let mut answer = None;
@@ -317,7 +344,7 @@ impl Ledger {
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        self.writing.close();
+        self.close();
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
             // They hold nothing that a panic could lose: what was written is written.
@@ -332,18 +359,10 @@ impl Answers for Ledger {
             return Ok(None);
         }
         let key = &self.of_engine(key);
-        let row = frame::row_hash(key.node, &key.row_id.to_string());
-        let content = frame::content_hash(&key.digest, key.turn);
-        let places: Vec<u64> = self.index().own(row, content).collect();
-        let mut places = places.into_iter().filter(|place| !self.is_void(row, *place));
-        let answer = match places.find_map(|place| self.read(place, key)) {
-            Some((source, _, answer)) => {
-                if self.edited.is_some() {
-                    self.index().take(content, source);
-                }
-                Some(answer)
-            }
-            None => self.find_by_request(key, content)?,
+        let (row, content) = hashes(key);
+        let answer = match self.find_own(key, row, content, true) {
+            Some((_, answer)) => Some(answer),
+            None => self.find_by_request(key, row, content)?,
         };
         if answer.is_some() {
             self.reused.fetch_add(1, Ordering::Relaxed);
@@ -358,25 +377,31 @@ impl Answers for Ledger {
         Box::pin(std::future::ready(written))
     }
 
-    fn again(&self, node: &str, row_id: &RowId) -> std::io::Result<bool> {
+    fn again(&self, key: &AnswerKey<'_>) -> std::io::Result<bool> {
         let Some(again) = self.again else {
             return Ok(false);
         };
-        let row = frame::row_hash(node, &row_id.to_string());
-        let is_new = |void: &u64| *void >= again;
-        if self.voids().get(&row).is_some_and(is_new) {
+        let key = &self.of_engine(key);
+        let (row, content) = hashes(key);
+        // It was tried again already, or failed for the first time.
+        let was_tried = self.voids().get(&row).is_some_and(|void| *void >= again);
+        let is_new = || {
+            self.find_own(key, row, content, false)
+                .is_some_and(|(source, _)| source >= again)
+        };
+        if was_tried || is_new() {
             return Ok(false);
         }
-        let key = AnswerKey {
-            node,
-            row_id,
-            turn: 0,
-            digest: [0; 32],
-        };
-        let frame = frame::frame(Kind::Void, &key, &[])?;
-        let place = self.writing.append(&frame, row_id.ordinal())?;
+        let frame = frame::frame(Kind::Void, key, &[])?;
+        let place = self.writing.append(&frame, key.row_id.ordinal())?;
         self.voids().insert(row, place);
         failpoint::hit("ledger.voided")?;
         Ok(true)
     }
+}
+
+/// What a row and a request are found by.
+fn hashes(key: &AnswerKey<'_>) -> (u64, u64) {
+    let row = frame::row_hash(key.node, &key.row_id.to_string());
+    (row, frame::content_hash(&key.digest, key.turn))
 }

@@ -234,8 +234,7 @@ impl Blocks {
         let (segment, offset) = place_of(place);
         let (start, block) = self.block(dir, segment, offset)?;
         let at = usize::try_from(offset.checked_sub(start)?).ok()?;
-        let (payload, is_right, _) = frame::next(block.get(at..)?)?;
-        is_right.then(|| payload.to_vec())
+        frame::next(block.get(at..)?, |_| true).map(|(payload, _)| payload.to_vec())
     }
 
     fn block(&self, dir: &Path, segment: Segment, offset: u64) -> Option<(u64, Arc<Vec<u8>>)> {

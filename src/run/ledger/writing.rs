@@ -95,7 +95,12 @@ impl Writing {
 
     /// Appends a frame; returns its place.
     pub(super) fn append(&self, frame: &[u8], ordinal: u64) -> std::io::Result<u64> {
-        let place = self.lock().write(&self.dir, frame, ordinal)?;
+        let mut open = self.lock();
+        if open.full.is_none() {
+            return Err(std::io::Error::other("the run has ended"));
+        }
+        let place = open.write(&self.dir, frame, ordinal)?;
+        drop(open);
         // The first after a sync is what the thread's own clock is for.
         if self.unsynced.fetch_add(1, Ordering::AcqRel) + 1 == SYNC_ENTRIES
             && let Ok(thread) = self.syncing.lock()
@@ -167,10 +172,11 @@ impl Writing {
         }
     }
 
-    /// Lets both threads end.
+    /// Takes no more frames, and lets both threads end.
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        // Whoever appends after this is refused, whatever came before it is synced.
         self.lock().full = None;
+        self.closed.store(true, Ordering::Release);
     }
 }
 
