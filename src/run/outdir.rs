@@ -136,9 +136,12 @@ impl OutDir {
         let goes_on = checkpoint.is_some_and(|done| {
             let fits = !out.reuse.next && done.can_go_on() && too_far(done, wanted.limit).is_none();
             // A file that grew while it was read may have ended in half a line then.
-            let old = found.input.get(done.position.file);
-            let fits = fits && old.is_some_and(|old| done.position.offset <= old.size);
-            fits && found.is_continued_by(&out.identity) && out.altered(done).is_none()
+            let at = done.position.file;
+            let ends = match (found.input.get(at), out.identity.input.get(at)) {
+                (Some(old), Some(new)) => new.is_same(old) || done.position.offset <= old.size,
+                _ => false,
+            };
+            fits && ends && found.is_continued_by(&out.identity) && out.altered(done).is_none()
         });
         match existing {
             Existing::Overwrite => {

@@ -126,28 +126,27 @@ impl Index {
         is_free
     }
 
-    /// Takes the first answer to a request that nobody took, if `fits` agrees.
-    pub(super) fn take_any(&mut self, content: u64, mut fits: impl FnMut(u64) -> bool) -> Option<u64> {
+    /// Takes the first answer to a request that nobody took.
+    pub(super) fn take_any(&mut self, content: u64) -> Option<u64> {
         let first = self.by_request.partition_point(|(found, _)| *found < content);
         let from = self.ahead.get(&content).copied().unwrap_or(first);
         let mut at = from;
-        let mut found = None;
+        let mut taken = None;
         while let Some((_, place)) = self.by_request.get(at).filter(|(found, _)| *found == content)
             && let Some(word) = self.taken.get_mut(at / 64)
-            && found.is_none()
+            && taken.is_none()
         {
             let bit = 1 << (at % 64);
             if *word & bit == 0 {
-                // One that does not fit now never will.
                 *word |= bit;
-                found = fits(*place).then_some(*place);
+                taken = Some(*place);
             }
             at += 1;
         }
         if at - from >= PATIENCE {
             self.ahead.insert(content, at);
         }
-        found
+        taken
     }
 }
 

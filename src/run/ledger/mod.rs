@@ -324,21 +324,22 @@ impl Ledger {
         if self.edited.is_none() || self.voids().get(&row).copied().is_some_and(is_again) {
             return Ok(None);
         }
-        let mut answer = None;
-        let place = self.index().take_any(content, |place| {
+        loop {
+            // Read without the index, which others wait for.
+            let Some(place) = self.index().take_any(content) else {
+                return Ok(None);
+            };
             let read = self
                 .read(place, key)
                 .filter(|(_, row, _)| !self.is_void(*row, place));
-            answer = read.map(|(_, _, answer)| answer);
-            answer.is_some()
-        });
-        if let Some(place) = place {
+            // One that does not fit now never will.
+            let Some((_, _, answer)) = read else { continue };
             // After a kill this row takes the same one.
             let alias = frame::frame(Kind::Alias, key, &place.to_le_bytes())?;
             self.writing.append(&alias, key.row_id.ordinal())?;
             failpoint::hit("ledger.aliased")?;
+            return Ok(Some(answer));
         }
-        Ok(answer)
     }
 }
 
