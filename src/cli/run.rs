@@ -14,7 +14,7 @@ use crate::plan::explain;
 use crate::report::{summary, thousands};
 use crate::row;
 use crate::run::{
-    Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
+    Counts, Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
 };
 use crate::sink;
 use crate::source::{SourceError, open_input};
@@ -132,9 +132,11 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
     let out: PathBuf = args.out.components().collect();
     let out = out.display();
     if outcome.already_finished {
-        printer.notice(&format!(
-            "{out} is finished already: nothing to do (--overwrite starts again)"
-        ));
+        let hint = match failed_by_engine(&outcome.counts) {
+            true => "--retry-errors asks its failed rows again, --overwrite starts again",
+            false => "--overwrite starts again",
+        };
+        printer.notice(&format!("{out} is finished already: nothing to do ({hint})"));
         return Exit::Done;
     }
     let Outcome {
@@ -144,11 +146,8 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
     match (state, &outcome.stopped) {
         (RunState::Finished, _) if rows_failed > 0 => {
             let (rows, are) = (counted(rows_failed, "row"), are(rows_failed));
-            // What an engine said once it may not say again; an Apply will.
-            let by_engine = row::ErrorKind::ALL.into_iter().filter(|kind| kind.is_of_engine());
-            let mut by_engine = by_engine.filter(|kind| counts.kinds.contains_key(kind.as_str()));
-            let hint = match by_engine.next() {
-                Some(_) if !args.no_ledger => "; the same command with --retry-errors asks them again",
+            let hint = match failed_by_engine(counts) {
+                true if !args.no_ledger => "; the same command with --retry-errors asks them again",
                 _ => "",
             };
             printer.notice(&format!("{rows} {are} in {out}/errors/{hint}"));
@@ -210,6 +209,12 @@ fn again(error: &RunError) -> &'static str {
     } else {
         GOES_ON
     }
+}
+
+/// Whether rows failed by what an engine did: it may not do that again, as an Apply will.
+fn failed_by_engine(counts: &Counts) -> bool {
+    let mut kinds = row::ErrorKind::ALL.into_iter().filter(|kind| kind.is_of_engine());
+    kinds.any(|kind| counts.kinds.contains_key(kind.as_str()))
 }
 
 /// Says what lies beside the input and is not read.

@@ -74,6 +74,8 @@ pub struct StepOutcome {
     pub took: Option<Duration>,
 }
 
+/// What schemas are called on the wire, where they must have a name. Not by the Step's: a Step that is renamed asks the same.
+const SCHEMA_NAME: &str = "output";
 /// The longest part of a bad reply that is shown to the model again, in characters.
 const MAX_QUOTE: usize = 2_000;
 
@@ -115,7 +117,7 @@ impl Step {
         let schema = settings
             .schema
             .as_ref()
-            .map(|schema| adapter.prepare(&settings.node, schema));
+            .map(|schema| adapter.prepare(SCHEMA_NAME, schema));
         Some(Self {
             node: settings.node,
             engine: settings.engine,

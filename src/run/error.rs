@@ -54,7 +54,7 @@ pub enum RunError {
         differences: Vec<String>,
     },
     /// OUT holds this run, finished, and an output is not what it was.
-    #[error("{} was changed or removed since the run finished ({problem}); restore it, use --resume to write all outputs again from the answers on file, or --overwrite to start again", path.display())]
+    #[error("{} was changed or removed since the run wrote it ({problem}); restore it, use --resume to write all outputs again from the answers on file, or --overwrite to start again", path.display())]
     Altered {
         /// The file.
         path: PathBuf,

@@ -49,7 +49,7 @@ use crate::engine::Stop;
 use crate::engine::broker::Broker;
 use crate::event::{Event, EventSender, Resumption, RunState, RunStats};
 use crate::node::Workers;
-use crate::sink::{Layout, StreamWriter};
+use crate::sink::{Layout, SinkError, StreamWriter};
 use crate::source::SourceError;
 use checkpoint::write_json;
 use counting::Counting;
@@ -151,8 +151,15 @@ pub fn run(
                 true,
             )?;
         }
+        let graph = config.out.join("graph.json");
+        if !graph.exists() {
+            write_json(&out.private, &graph, &config.graph, true)?;
+        }
         return Ok(Outcome {
-            stats: stats(&done.counts, RunState::Finished, started),
+            stats: RunStats {
+                rows_resumed: done.counts.rows_in,
+                ..stats(&done.counts, RunState::Finished, started)
+            },
             counts: done.counts.clone(),
             times: done.times.clone(),
             already_finished: told,
@@ -171,7 +178,7 @@ pub fn run(
     let resumed = found.is_some();
     let mut checkpoint = found.unwrap_or_else(fresh);
     // Before anything is touched: what cannot be read is known now.
-    let source = config.input.open(checkpoint.position, config.limit)?;
+    let mut source = config.input.open(checkpoint.position, config.limit)?;
     if checkpoint.finished {
         // Its closed shards are about to be opened again: from here on it is not finished.
         checkpoint.finished = false;
@@ -183,7 +190,7 @@ pub fn run(
         )?;
     }
 
-    let layout = Layout {
+    let mut layout = Layout {
         out: out.base.clone(),
         nodes: plan
             .nodes
@@ -194,7 +201,17 @@ pub fn run(
         max_rows: config.max_rows,
         format: config.format.clone(),
     };
-    let writer = StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?;
+    let writer = match StreamWriter::resume(&layout, &plan, &checkpoint.sinks) {
+        // Told to keep what fits: the answers do.
+        Err(SinkError::Altered { .. }) if config.existing == Existing::Keep => {
+            out.write_anew(wanted)?;
+            checkpoint = fresh();
+            source = config.input.open(checkpoint.position, config.limit)?;
+            layout.out.clone_from(&out.base);
+            StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?
+        }
+        writer => writer?,
+    };
     let outcomes = outcomes::open(&out.private_base().join("outcomes"), checkpoint.outcomes)?;
     let ledger = if (config.ledger || out.reuse.next) && wanted.asks {
         let needed = Needed {
@@ -231,7 +248,12 @@ pub fn run(
         events.send(Event::Resumed {
             rows: checkpoint.position.ordinal,
             answers,
-            in_flight: ledger.is_some().then_some(checkpoint.in_flight),
+            // Killed before it could say how many.
+            in_flight: ledger.is_some().then_some(if resumed {
+                checkpoint.in_flight
+            } else {
+                broker.load().iter().map(|engine| engine.limit as u64).sum()
+            }),
             reason: match (resumed, out.retried, out.reuse.edited) {
                 (false, Some(failures), _) => Resumption::Retry { failures },
                 (false, None, Some(_)) => Resumption::Edited,

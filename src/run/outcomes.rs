@@ -231,6 +231,24 @@ pub(super) fn open(path: &Path, bytes: u64) -> Result<File, RunError> {
         })
 }
 
+/// What is wrong with the outcomes of the first `rows` input rows, if something is.
+pub(super) fn problem(path: &Path, rows: u64) -> Option<String> {
+    let mut reader = match Reader::open(path) {
+        Err(_) if rows == 0 => return None,
+        Err(error) => return Some(error.to_string()),
+        Ok(reader) => reader,
+    };
+    while reader.rows < rows {
+        match reader.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return Some("it is shorter than it was".into()),
+            Err(Unread::Io(error)) => return Some(error.to_string()),
+            Err(Unread::Damaged(line, problem)) => return Some(format!("line {line}: {problem}")),
+        }
+    }
+    None
+}
+
 /// Why outcomes cannot be read further.
 #[derive(Debug)]
 pub(crate) enum Unread {

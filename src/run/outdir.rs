@@ -11,6 +11,7 @@ use super::generation::{self, Reuse};
 use super::identity::Identity;
 use super::ledger;
 use super::lock::Lock;
+use super::outcomes;
 use crate::event::{are, counted};
 use crate::failpoint;
 use crate::sink::{SinkError, check_open, check_present};
@@ -116,6 +117,13 @@ impl OutDir {
             }
             out.checkpoint = read_json(&out.private_base().join("checkpoint.json"))?;
         }
+        if out.reuse.next && !out.is_whole() {
+            // Only what stands is the user's; this is made again.
+            remove(&out.base)?;
+            let private = out.private_base();
+            fs::create_dir_all(&private).map_err(RunError::io(&private))?;
+            out.checkpoint = None;
+        }
         let mut differences = found.differences(&out.identity);
         let checkpoint = out.checkpoint.as_ref();
         differences.extend(checkpoint.and_then(|done| too_far(done, wanted.limit)));
@@ -129,7 +137,6 @@ impl OutDir {
             Some(done) if differences.is_empty() => out.altered(done),
             _ => None,
         };
-        let finished = checkpoint.is_some_and(|done| done.finished);
         let unkept = checkpoint.is_some_and(|done| done.unkept > 0) && wanted.asks;
         let failed = checkpoint.map_or(0, |done| done.counts.errors);
         let retry = wanted.retry && !out.reuse.next && failed > 0;
@@ -170,21 +177,8 @@ impl OutDir {
                     || altered.is_some()
                     || out.identity.input.iter().any(|of| of.stream) =>
             {
-                if unkept {
-                    return Err(RunError::NoAnswers { out: out.path });
-                }
-                let end = ledger::end(&out.private.join("answers"))?;
-                let reuse = Reuse {
-                    edited: Some(end),
-                    again: wanted.retry.then_some(end).or(out.reuse.again),
-                    next: false,
-                };
                 out.retried = retry.then_some(failed);
-                out.base.clone_from(&out.path);
-                out.checkpoint = None;
-                out.forget(false, found.extension.as_deref())?;
-                out.set_reuse(reuse)?;
-                write_json(&out.private, &run_file, &out.identity, true)?;
+                out.write_anew(wanted)?;
             }
             Existing::Same if !differences.is_empty() => {
                 return Err(RunError::Different {
@@ -200,7 +194,7 @@ impl OutDir {
                     return Err(RunError::StreamAgain);
                 } else if retry {
                     out.begin_again(failed)?;
-                } else if let Some(error) = altered.filter(|_| finished) {
+                } else if let Some(error) = altered {
                     return Err(error);
                 }
             }
@@ -211,6 +205,32 @@ impl OutDir {
     /// `.chainette/` of the outputs: checkpoint, outcomes and what is not in a shard yet.
     pub(super) fn private_base(&self) -> PathBuf {
         self.base.join(".chainette")
+    }
+
+    /// Starts the outputs again, with the answers on file.
+    pub(super) fn write_anew(&mut self, wanted: Wanted) -> Result<(), RunError> {
+        if wanted.asks && self.checkpoint.as_ref().is_some_and(|done| done.unkept > 0) {
+            return Err(RunError::NoAnswers {
+                out: self.path.clone(),
+            });
+        }
+        let end = ledger::end(&self.private.join("answers"))?;
+        let reuse = Reuse {
+            edited: Some(end),
+            again: wanted.retry.then_some(end).or(self.reuse.again),
+            next: false,
+        };
+        self.base.clone_from(&self.path);
+        self.checkpoint = None;
+        let found: Option<Identity> = read_json(&self.private.join("run.json"))?;
+        self.forget(false, found.and_then(|found| found.extension).as_deref())?;
+        self.set_reuse(reuse)?;
+        write_json(
+            &self.private,
+            &self.private.join("run.json"),
+            &self.identity,
+            true,
+        )
     }
 
     /// Begins a next generation, in which failed rows are asked again.
@@ -234,18 +254,33 @@ impl OutDir {
         reuse.write(&self.private)
     }
 
+    /// True when all that the checkpoint names is there.
+    fn is_whole(&self) -> bool {
+        let is_made = self.private_base().is_dir();
+        is_made
+            && self
+                .checkpoint
+                .as_ref()
+                .is_none_or(|done| self.altered(done).is_none())
+    }
+
     /// What is not there any more, or not as it was, of what a checkpoint names.
     fn altered(&self, done: &Checkpoint) -> Option<RunError> {
         let outcomes = self.private_base().join("outcomes");
-        if fs::metadata(&outcomes).map_or(0, |meta| meta.len()) < done.outcomes {
-            let problem = "it is shorter than it was".into();
+        if let Some(problem) = outcomes::problem(&outcomes, done.counts.rows_in) {
             return Some(RunError::Altered {
                 path: outcomes,
                 problem,
             });
         }
-        let check = if done.finished { check_present } else { check_open };
-        match check(&self.base, &done.sinks, self.identity.extension()) {
+        let is_lines = self.identity.extension.is_none() && self.identity.format == "jsonl";
+        let checked = match done.finished {
+            true => check_present(&self.base, &done.sinks, self.identity.extension()),
+            false if is_lines => check_open(&self.base, &done.sinks),
+            // Their last shard may be on its way from what a --limit left to lines again.
+            false => Ok(()),
+        };
+        match checked {
             Err(SinkError::Altered { path, problem }) => Some(RunError::Altered { path, problem }),
             other => other.err().map(RunError::from),
         }

@@ -33,6 +33,9 @@ pub struct ShardState {
     pub rows: u64,
     /// Bytes of JSON lines in the open shard.
     pub bytes: u64,
+    /// BLAKE3 of these bytes, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
     /// Formats that are made from whole shards: what they wait with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool: Option<Box<SpoolState>>,

@@ -34,6 +34,7 @@ impl ShardWriter {
             && let Some(last) = state.rolled.pop_if(|last| last.rows < max_rows)
         {
             (state.rows, state.bytes) = (last.rows, last.bytes);
+            state.blake3 = Some(last.blake3);
         }
         let mut writer = Self {
             dir,
@@ -78,6 +79,15 @@ impl ShardWriter {
             };
         }
         failpoint::hit("shard.reopened").map_err(SinkError::io(&part))?;
+        let digest = hasher.finalize().to_hex();
+        if self
+            .state
+            .blake3
+            .as_deref()
+            .is_some_and(|known| known != digest.as_str())
+        {
+            return Err(altered(part, "its bytes were changed"));
+        }
         self.open = Some((file, hasher));
         Ok(())
     }
@@ -167,6 +177,10 @@ impl Folder for ShardWriter {
     }
 
     fn state(&self) -> ShardState {
-        self.state.clone()
+        let open = self.open.as_ref();
+        ShardState {
+            blake3: open.map(|(_, hasher)| hasher.finalize().to_hex().to_string()),
+            ..self.state.clone()
+        }
     }
 }

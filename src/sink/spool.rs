@@ -113,6 +113,7 @@ impl SpoolWriter {
             mut rows,
             mut bytes,
             spool: state,
+            ..
         } = state;
         let SpoolState {
             mut closed,
@@ -434,6 +435,7 @@ impl Folder for SpoolWriter {
             rolled: self.rolled.clone(),
             rows: self.rows,
             bytes: self.bytes,
+            blake3: None,
             spool: (state != SpoolState::default()).then(|| Box::new(state)),
         }
     }

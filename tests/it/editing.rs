@@ -317,3 +317,73 @@ fn half_a_line_at_the_end_is_no_row_that_is_done() {
     assert_eq!((ran.code, ran.lines("second").len()), (0, 21), "{}", ran.stderr);
     assert_same(&tree_of(&bench, "fresh", &[]), &tree(&ran.out));
 }
+
+/// A schema has a name on the wire; it is not the Step's.
+#[test]
+fn a_renamed_step_asks_the_same() {
+    for backend in ["openai", "vllm", "llamacpp", "ollama", "tgi"] {
+        let server = TestServer::start(crate::server::answer_from_schema);
+        let chain = |id: &str| {
+            json!({
+                "name": "renamed",
+                "engines": {"e": {"backend": backend, "model": "m", "endpoint": server.url()}},
+                "steps": [{"id": id, "engine": "e", "user_prompt": "say {{ a }}", "output_model": {"label": "a | b"},
+                           "sampling": {"max_tokens": 50}}],
+            })
+        };
+        let bench = Bench::new(&chain("one").to_string(), rows(5));
+        let ran = bench.run(&[]);
+        assert_eq!(
+            (ran.code, server.stats().asked),
+            (0, 5),
+            "{backend}: {}",
+            ran.stderr
+        );
+        bench.write("chain.yaml", chain("other").to_string());
+        let ran = bench.run(&["--resume"]);
+        assert_eq!(
+            (ran.code, server.stats().asked),
+            (0, 5),
+            "{backend}: {}",
+            ran.stderr
+        );
+        assert_eq!(ran.lines("other").len(), 5);
+    }
+}
+
+/// Damage that no name and size tells is found before anything is asked, and `--resume` mends it.
+#[test]
+fn what_was_altered_while_it_stood_still_is_found() {
+    let server = echo();
+    let bench = Bench::new(
+        &two_steps(&server).to_string(),
+        rows(50) + "no json\n" + &rows(50),
+    );
+    let stopped = ["--fail-fast", "--batch-size", "10"];
+    let flips: [(&str, &[&str]); 3] = [
+        ("first/000.jsonl.part", &stopped),
+        (".chainette/outcomes", &stopped),
+        (".chainette/outcomes", &[]),
+    ];
+    for (name, extra) in flips {
+        let ran = bench.run(&[extra, &["--overwrite"]].concat());
+        assert!(matches!(ran.code, 1 | 3), "{}", ran.stderr);
+        let path = ran.out.join(name);
+        let mut bytes = std::fs::read(&path).expect("the file is there");
+        // Of a number.
+        let at = bytes.len() / 2
+            + bytes[bytes.len() / 2..]
+                .iter()
+                .position(u8::is_ascii_digit)
+                .expect("a digit");
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).expect("the file can be written");
+        server.clear_log();
+        let ran = bench.run(&[]);
+        assert_eq!((ran.code, server.stats().asked), (2, 0), "{name}: {}", ran.stderr);
+        assert!(ran.stderr.contains("--resume"), "{}", ran.stderr);
+        let done = bench.run(&["--resume"]);
+        assert_eq!(done.code, 3, "{name}: {}", done.stderr);
+        assert_same(&tree_of(&bench, "fresh", &["--overwrite"]), &tree(&done.out));
+    }
+}

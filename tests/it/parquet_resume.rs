@@ -246,5 +246,5 @@ fn what_was_changed_meanwhile_is_said() {
     fs::remove_file(&lines).expect("the lines of a run with a limit are kept");
     let ran = run(&bench, &["--max-lines-per-file", "7"]);
     assert_eq!(ran.code, 2, "{}", ran.stderr);
-    insta::assert_snapshot!(ran.stderr.lines().find(|line| line.contains("spool")).unwrap_or_default(), @"error: out/.chainette/spool/keep/001.jsonl was changed or removed since the run stopped (it is missing); restore it, or start again with --overwrite");
+    insta::assert_snapshot!(ran.stderr.lines().find(|line| line.contains("spool")).unwrap_or_default(), @"error: out/.chainette/spool/keep/001.jsonl was changed or removed since the run stopped (it is missing); restore it, or use --resume to write all outputs again from the answers on file");
 }

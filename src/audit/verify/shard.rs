@@ -63,10 +63,15 @@ pub(super) enum Opened {
 impl Rows {
     /// Opens a shard; the error is why it cannot be read.
     pub(super) fn open(shard: &Shard, form: Form, folder: &str) -> Result<Opened, String> {
-        let file = File::open(&shard.path).map_err(|error| match error.kind() {
+        let problem = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => "it is missing".to_owned(),
             _ => error.to_string(),
-        })?;
+        };
+        // A pipe of that name would be waited for.
+        if !fs_err::metadata(&shard.path).map_err(problem)?.is_file() {
+            return Err("it is no regular file".into());
+        }
+        let file = File::open(&shard.path).map_err(problem)?;
         let mut hasher = Box::new(blake3::Hasher::new());
         if form == Form::Jsonl {
             let (bytes, rest) = (0, Vec::new());

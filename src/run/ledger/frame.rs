@@ -66,7 +66,7 @@ impl<'a> Payload<'a> {
             place,
             source: match self.kind {
                 Kind::Alias => self.source()?,
-                Kind::Answer | Kind::Void => place,
+                Kind::Answer | Kind::Void | Kind::Fault => place,
             },
         })
     }

@@ -13,12 +13,14 @@ pub(super) enum Kind {
     Alias = 1,
     /// What a row was answered before is not used again: it failed with it and is asked again.
     Void = 2,
+    /// What came of a try instead of a reply; found as an answer is.
+    Fault = 3,
 }
 
 impl Kind {
     /// The kind that is written as a byte.
     pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        let all = [Self::Answer, Self::Alias, Self::Void];
+        let all = [Self::Answer, Self::Alias, Self::Void, Self::Fault];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
@@ -62,9 +64,9 @@ impl Index {
     pub(super) fn add(&mut self, entry: &Entry, before_edit: bool) {
         match (entry.kind, before_edit) {
             (Kind::Void, _) => return,
-            (Kind::Answer, true) => self.by_request.push((entry.content, entry.place)),
+            (Kind::Answer | Kind::Fault, true) => self.by_request.push((entry.content, entry.place)),
             // Rows of before the edit have no claim any more.
-            (Kind::Answer, false) | (Kind::Alias, true) => {}
+            (Kind::Answer | Kind::Fault, false) | (Kind::Alias, true) => {}
             (Kind::Alias, false) => self.aliased.push((entry.content, entry.source)),
         }
         self.own.push((own(entry.row, entry.content), entry.place));
@@ -96,9 +98,9 @@ impl Index {
         }
     }
 
-    /// Answers in it, of a row that was asked the same again only the last.
-    pub(super) fn len(&self) -> usize {
-        self.own.chunk_by(|a, b| a.0 == b.0).count()
+    /// True when nothing can be found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.own.is_empty()
     }
 
     /// Where a row's answers to a request may stand, the latest first.

@@ -75,7 +75,7 @@ pub(super) struct Needed {
 /// The ledger of one OUT.
 pub(super) struct Ledger {
     dir: PathBuf,
-    /// Answers found that may be used again.
+    /// Replies found that may be used again.
     found: u64,
     /// Whether anything was found: a new run looks for nothing.
     is_empty: bool,
@@ -139,6 +139,7 @@ impl Ledger {
         let all = segments(dir)?;
         let (seal, full) = channel();
         let mut index = Index::default();
+        let mut replies = 0;
         let mut voids = HashMap::new();
         let mut highest = Vec::new();
         let mut last = (Segment(needed.first), 0);
@@ -152,6 +153,7 @@ impl Ledger {
                 }
                 let before_edit = needed.edited.is_some_and(|edit| entry.place < edit);
                 if entry.ordinal >= needed.ordinal || needed.edited.is_some() {
+                    replies += u64::from(entry.kind == Kind::Answer);
                     index.expect(expected, before_edit);
                     index.add(&entry, before_edit);
                 }
@@ -193,8 +195,8 @@ impl Ledger {
         ];
         Ok(Self {
             dir: dir.to_owned(),
-            found: index.len() as u64,
-            is_empty: index.len() == 0,
+            found: replies,
+            is_empty: index.is_empty(),
             index: Mutex::new(index),
             voids: Mutex::new(voids),
             edited: needed.edited,
@@ -288,7 +290,7 @@ impl Ledger {
             // It never stands for another alias.
             Kind::Alias => self.read(payload.source().filter(|source| *source < place)?, key),
             Kind::Void => None,
-            Kind::Answer => {
+            Kind::Answer | Kind::Fault => {
                 let row = frame::row_hash(payload.node, payload.row_id);
                 Some((place, row, Answer::decode(payload.body)?))
             }
@@ -365,14 +367,18 @@ impl Answers for Ledger {
             Some((_, answer)) => Some(answer),
             None => self.find_by_request(key, row, content)?,
         };
-        if answer.is_some() {
+        if matches!(answer, Some(Answer::Reply(_))) {
             self.reused.fetch_add(1, Ordering::Relaxed);
         }
         Ok(answer)
     }
 
     fn keep<'a>(&'a self, key: AnswerKey<'a>, answer: &'a Answer) -> BoxFuture<'a, std::io::Result<()>> {
-        let frame = frame::frame(Kind::Answer, &self.of_engine(&key), &answer.encode());
+        let kind = match answer {
+            Answer::Reply(_) => Kind::Answer,
+            Answer::Fault { .. } | Answer::Refused { .. } => Kind::Fault,
+        };
+        let frame = frame::frame(kind, &self.of_engine(&key), &answer.encode());
         let written = frame.and_then(|frame| self.writing.append(&frame, key.row_id.ordinal()));
         let written = written.and_then(|_| failpoint::hit("ledger.written"));
         Box::pin(std::future::ready(written))
