@@ -479,7 +479,7 @@ def draw(samples, path):
     part = 10 if minutes > 10 else 1
     parts = int(-(-minutes // part))
     end = parts * part
-    total = top + len(panels) * (height + gap)
+    total = top + len(panels) * (height + gap) + 14
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}" '
            'font-family="sans-serif" font-size="11" fill="#333">',
            f'<rect width="{width}" height="{total}" fill="#fff"/>']
@@ -502,7 +502,7 @@ def draw(samples, path):
         marks = "".join(f"M{left + plot * x / end:.1f} {y0}v{height}" for x in laps.values())
         marks += "".join(f"M{left + plot * x / end:.1f} {y0 + height}v-5" for x in restarts.values())
         out.append(f'<path d="{marks}" stroke="#bbb" fill="none"/>')
-        line = " ".join(f"{left + plot * x / end:.1f},{y0 + height - height * min(y, high) / high:.1f}" for x, y in points)
+        line = " ".join(f"{left + plot * x / end:.1f},{y0 + height - height * min(max(y, 0), high) / high:.1f}" for x, y in points)
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
     out.append(f'<text x="{left + plot}" y="{total - 2}" text-anchor="end">minutes; an upright line '
                'is the start of a lap, a short one a process after a kill</text></svg>')

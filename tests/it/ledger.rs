@@ -13,7 +13,7 @@ use crate::server::{Answer, Dice, TestServer};
 const ROWS: usize = 800;
 /// Of a reply, so that all of them are more than three segments.
 const BYTES: usize = 4_500;
-/// Of a segment; 16 MiB take long to fill.
+/// Of a segment; 4 MiB take long to fill.
 const SEGMENT: u64 = 1 << 20;
 
 /// An engine whose replies are long.

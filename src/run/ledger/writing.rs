@@ -14,8 +14,8 @@ use super::{RunError, Segment, sealed};
 use crate::failpoint;
 use crate::sink::sync_dir;
 
-/// A segment is full when it is this long.
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// A segment is full when it is this long; compressing one takes as much memory.
+const SEGMENT_BYTES: u64 = 4 << 20;
 /// A sync is due after this time, or after so many entries.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
 const SYNC_ENTRIES: u64 = 1000;
