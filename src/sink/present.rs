@@ -31,7 +31,8 @@ pub(crate) fn check_open(out: &Path, state: &SinkState) -> Result<(), SinkError>
     for (name, folder) in &state.0 {
         let open = Some(folder.bytes).filter(|bytes| *bytes > 0);
         let bytes = folder.rolled.iter().map(|shard| shard.bytes).chain(open);
-        for (index, bytes) in bytes.enumerate() {
+        // One without a line is made at the end of a run, and goes when that goes on.
+        for (index, bytes) in bytes.enumerate().filter(|(_, bytes)| *bytes > 0) {
             let path = shard_path(&out.join(name), index, "jsonl");
             let len = |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).ok();
             match len(&path).or_else(|| len(&part_path(&path))) {
