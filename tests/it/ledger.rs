@@ -246,3 +246,31 @@ fn a_damaged_frame_hides_no_other() {
         );
     }
 }
+
+/// Private files that do not say what OUT is: nothing is asked again, and no answer is removed.
+#[test]
+fn answers_that_are_not_understood_are_kept() {
+    let server = TestServer::start(|asked| Answer::text(format!("heard {}", asked.user())));
+    let bench = Bench::new(&two_steps(&server).to_string(), rows(5));
+    assert_eq!(bench.run(&[]).code, 0);
+    let path = bench.dir.path().join("out/.chainette/run.json");
+    let mut identity: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
+    identity["version"] = 99.into();
+    fs::write(&path, identity.to_string()).expect("it can be written");
+    let mut said = String::new();
+    server.clear_log();
+    for gone in [false, true] {
+        if gone {
+            fs::remove_file(&path).expect("it can be removed");
+        }
+        let before = everything(&bench.dir.path().join("out"));
+        for extra in [&[][..], &["--resume"], &["--retry-errors"]] {
+            let ran = bench.run(extra);
+            assert_eq!((ran.code, server.stats().asked), (2, 0), "{}", ran.stderr);
+            assert_same(&before, &everything(&ran.out));
+            said += &ran.stderr;
+        }
+    }
+    assert_stderr!(said);
+}

@@ -365,3 +365,27 @@ fn what_a_retry_cannot_do_is_said() {
     said += &text;
     assert_stderr!(said);
 }
+
+/// As the README says: what `on_error: null` hides can be tried again.
+#[test]
+fn nulls_can_be_tried_again() {
+    let (engine, bench) = ill_run(&[]);
+    engine.is(ILL);
+    let hides = chain(&engine);
+    let mut shows = hides.clone();
+    shows["steps"][1]
+        .as_object_mut()
+        .expect("a Step")
+        .remove("on_error");
+    bench.write("chain.yaml", shows.to_string());
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, engine.server.stats().asked), (3, 0), "{}", ran.stderr);
+    engine.is(WELL);
+    assert_eq!(bench.run(&["--retry-errors"]).code, 3);
+    engine.is(WELL);
+    bench.write("chain.yaml", hides.to_string());
+    let ran = bench.run(&["--resume"]);
+    assert_eq!((ran.code, engine.server.stats().asked), (3, 0), "{}", ran.stderr);
+    assert_eq!(ran.metadata()["nodes"]["maybe"]["nulled"], 0);
+    assert_same(&tree_of(&bench, "fresh", &[]), &tree(&ran.out));
+}

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -32,6 +32,8 @@ use writing::{Writing, note_highest};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Segment(u64);
 
+/// Full segments that may wait to be compressed.
+const UNSEALED: usize = 64;
 /// Bits of a place that say where in its segment it is.
 const OFFSET_BITS: u32 = 40;
 
@@ -137,7 +139,7 @@ impl Ledger {
     pub(super) fn open(dir: &Path, needed: Needed) -> Result<Self, RunError> {
         fs::create_dir_all(dir).map_err(RunError::io(dir))?;
         let all = segments(dir)?;
-        let (seal, full) = channel();
+        let (seal, full) = sync_channel(UNSEALED);
         let mut index = Index::default();
         let mut replies = 0;
         let mut voids = HashMap::new();
@@ -176,8 +178,8 @@ impl Ledger {
                 });
                 last = (segment, end as u64);
                 if newest != Some(segment) {
-                    // Its receiver is below.
-                    let _sent = seal.send(segment);
+                    // One that finds no place is compressed by a later process.
+                    let _sent = seal.try_send(segment);
                 }
             }
         }

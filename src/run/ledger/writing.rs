@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
@@ -44,7 +44,7 @@ struct Open {
     /// By segment: the highest ordinal in it.
     highest: Vec<(Segment, u64)>,
     /// Takes full segments; none once it is closed.
-    full: Option<Sender<Segment>>,
+    full: Option<SyncSender<Segment>>,
     /// Bytes that make it full.
     most: u64,
 }
@@ -56,7 +56,7 @@ impl Writing {
         segment: Segment,
         len: u64,
         highest: Vec<(Segment, u64)>,
-        full: Sender<Segment>,
+        full: SyncSender<Segment>,
     ) -> Result<Self, RunError> {
         let path = segment.log(dir);
         let mut options = OpenOptions::new();
@@ -192,8 +192,8 @@ impl Open {
             let full = std::mem::replace(&mut self.segment, next);
             (self.file, self.len) = (file, 0);
             if let Some(sealing) = &self.full {
-                // A thread that is gone has said why.
-                let _gone = sealing.send(full);
+                // A disk that is too slow for it leaves it to a later process; nobody waits for that.
+                let _sent = sealing.try_send(full);
             }
         }
         if let Err(error) = self.file.write_all(bytes) {
