@@ -98,6 +98,55 @@ pub enum Event {
         /// The engine's name.
         engine: String,
     },
+    /// A server of an engine is being prepared or started.
+    EngineStarting {
+        /// The engine's name.
+        engine: String,
+        /// Which of its servers, from 0.
+        replica: u32,
+        /// What is done, and why if it is not the first start: `starting`, `downloading MODEL`, `restart 2 after: ...`.
+        reason: String,
+    },
+    /// A server of an engine gets no more requests; it is stopped when those in flight are done.
+    EngineDraining {
+        /// The engine's name.
+        engine: String,
+        /// Which of its servers, from 0.
+        replica: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A server of an engine was stopped by us; it is started again when a row needs it.
+    EngineReleased {
+        /// The engine's name.
+        engine: String,
+        /// Which of its servers, from 0.
+        replica: u32,
+        /// Why: `idle`, `makes room for NAME`, `the run is over`.
+        reason: String,
+    },
+    /// A server of an engine ended or hung by itself, or could not be started.
+    EngineCrashed {
+        /// The engine's name.
+        engine: String,
+        /// Which of its servers, from 0.
+        replica: u32,
+        /// How: an exit status, a signal, what was not seen in time.
+        reason: String,
+        /// Requests that were in flight.
+        in_flight: usize,
+        /// Where its log is.
+        log: String,
+    },
+    /// The last lines that a server wrote before it crashed, or something it reported that matters.
+    EngineLog {
+        /// The engine's name.
+        engine: String,
+        /// Which of its servers, from 0.
+        replica: u32,
+        /// At most 50 lines.
+        lines: Vec<String>,
+    },
     /// A shard is complete and has its final name.
     ShardRolled {
         /// Path below OUT.
@@ -136,6 +185,11 @@ impl Event {
             Self::RowsFailed { .. } => "rows_failed",
             Self::EngineWaiting { .. } => "engine_waiting",
             Self::EngineReady { .. } => "engine_ready",
+            Self::EngineStarting { .. } => "engine_starting",
+            Self::EngineDraining { .. } => "engine_draining",
+            Self::EngineReleased { .. } => "engine_released",
+            Self::EngineCrashed { .. } => "engine_crashed",
+            Self::EngineLog { .. } => "engine_log",
             Self::ShardRolled { .. } => "shard_rolled",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Warning { .. } => "warning",

@@ -5,6 +5,8 @@
 
 pub mod broker;
 pub mod client;
+pub mod provision;
+pub mod supervise;
 mod custom;
 pub mod runaway;
 

@@ -87,7 +87,11 @@ impl Report for Bars {
         let line = wrap(&line, usize::from(self.size.size().1).saturating_sub(1));
         match event {
             // The screen says so where it matters, for as long as it is so.
-            Event::EngineWaiting { .. } | Event::EngineReady { .. } => self.note(line),
+            Event::EngineWaiting { .. }
+            | Event::EngineReady { .. }
+            | Event::EngineStarting { .. }
+            | Event::EngineDraining { .. }
+            | Event::EngineReleased { .. } => self.note(line),
             Event::RowsFailed { .. } => self.bar.println(self.style.paint(Tint::Red, &line)),
             Event::Warning { .. } => self.bar.println(self.style.paint(Tint::Yellow, &line)),
             _ => self.bar.println(line),

@@ -77,6 +77,35 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             json!({"engine": engine, "reason": reason, "retry_in_s": retry_in_s})
         }
         Event::EngineReady { engine } => json!({"engine": engine}),
+        Event::EngineStarting {
+            engine,
+            replica,
+            reason,
+        }
+        | Event::EngineDraining {
+            engine,
+            replica,
+            reason,
+        }
+        | Event::EngineReleased {
+            engine,
+            replica,
+            reason,
+        } => json!({"engine": engine, "replica": replica, "reason": reason}),
+        Event::EngineCrashed {
+            engine,
+            replica,
+            reason,
+            in_flight,
+            log,
+        } => {
+            json!({"engine": engine, "replica": replica, "reason": reason, "in_flight": in_flight, "log": log})
+        }
+        Event::EngineLog {
+            engine,
+            replica,
+            lines,
+        } => json!({"engine": engine, "replica": replica, "lines": lines}),
         Event::ShardRolled { path, rows, bytes } => json!({"path": path, "rows": rows, "bytes": bytes}),
         Event::Checkpoint { rows } => json!({"rows": rows}),
         Event::Warning { message } => json!({"message": message}),

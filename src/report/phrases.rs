@@ -180,7 +180,20 @@ impl News {
                 "engine {engine}: waiting ({reason}); next try in {}",
                 duration(*retry_in_s)
             ),
-            Event::EngineReady { engine } => format!("engine {engine}: answers again"),
+            Event::EngineReady { engine } => format!("engine {engine}: answers"),
+            Event::EngineStarting { engine, reason, .. } => format!("engine {engine}: {reason}"),
+            Event::EngineDraining { engine, reason, .. } => format!("engine {engine}: draining ({reason})"),
+            Event::EngineReleased { engine, reason, .. } => format!("engine {engine}: stopped ({reason})"),
+            Event::EngineCrashed {
+                engine,
+                reason,
+                in_flight,
+                log,
+                ..
+            } => format!(
+                "engine {engine}: {reason}, with {} in flight; its log: {log}",
+                counted(*in_flight as u64, "request")
+            ),
             Event::Warning { message } => format!("warning: {message}"),
             _ => return None,
         };

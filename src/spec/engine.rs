@@ -3,7 +3,7 @@
 use super::fields::{Fields, wrong};
 use super::problem::{Code, Problems, Span};
 use super::yaml::{Node, Text, Yaml};
-use super::{Backend, Concurrency, EngineSpec, Timeouts};
+use super::{Backend, Concurrency, EngineSpec, Launch, Timeouts};
 
 /// Every documented field.
 pub(crate) const FIELDS: &[&str] = &[
@@ -123,7 +123,7 @@ pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<
         name: name.value.clone(),
         backend: backend?,
         model: model?.value,
-        endpoint: endpoint?,
+        endpoint: Some(endpoint?),
         api_key_env: api_key_env.map(|t| t.value),
         headers: headers(&fields, problems),
         concurrency: concurrency(&fields, problems),
@@ -140,6 +140,9 @@ pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<
             .then(|| fields.int("context", 1, i64::from(i32::MAX), problems))
             .flatten()
             .and_then(|tokens| u32::try_from(tokens).ok()),
+        rpm: None,
+        tpm: None,
+        launch: Launch::default(),
     };
     Some(spec)
 }

@@ -4,6 +4,7 @@ mod apply;
 mod chain;
 mod engine;
 mod fields;
+mod launch;
 mod load;
 mod place;
 mod problem;
@@ -14,6 +15,7 @@ mod yaml_error;
 pub use apply::{ApplyKind, ProcessSpec};
 pub use chain::{ChainSpec, EngineDecl};
 pub(crate) use fields::duration as parse_duration;
+pub use launch::{Launch, Memory, Resources};
 pub use load::{ChainInput, load};
 pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
@@ -103,7 +105,7 @@ impl Default for Timeouts {
 }
 
 /// An engine as the user declared it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct EngineSpec {
     /// Its name in the chain.
     pub name: String,
@@ -112,7 +114,7 @@ pub struct EngineSpec {
     /// The model it serves.
     pub model: String,
     /// Base URL (`http://host:port/v1`).
-    pub endpoint: String,
+    pub endpoint: Option<String>,
     /// The environment variable that holds the API key.
     pub api_key_env: Option<String>,
     /// Further headers.
@@ -129,16 +131,27 @@ pub struct EngineSpec {
     pub reasoning: Option<bool>,
     /// Tokens per request (Ollama's `num_ctx`); none: the server's own default.
     pub context: Option<u32>,
+    /// Requests per minute at most.
+    pub rpm: Option<f64>,
+    /// Tokens per minute at most.
+    pub tpm: Option<f64>,
+    /// How to start it, where there is no `endpoint`.
+    pub launch: Launch,
 }
 
 impl EngineSpec {
     /// An engine that the library's user registered: it has its own wire and clocks.
     pub(crate) fn custom(name: &str) -> Self {
+        Self::new(name, Backend::Custom, name)
+    }
+
+    /// An engine with the defaults of every other field: no `endpoint`, so one that chainette starts.
+    pub fn new(name: &str, backend: Backend, model: &str) -> Self {
         Self {
             name: name.to_owned(),
-            backend: Backend::Custom,
-            model: name.to_owned(),
-            endpoint: String::new(),
+            backend,
+            model: model.to_owned(),
+            endpoint: None,
             api_key_env: None,
             headers: Vec::new(),
             concurrency: Concurrency::Auto,
@@ -147,6 +160,18 @@ impl EngineSpec {
             engine_wait: Duration::from_secs(600),
             reasoning: None,
             context: None,
+            rpm: None,
+            tpm: None,
+            launch: Launch::default(),
+        }
+    }
+
+    /// This engine behind an address.
+    #[must_use]
+    pub fn at(&self, endpoint: impl Into<String>) -> Self {
+        Self {
+            endpoint: Some(endpoint.into()),
+            ..self.clone()
         }
     }
 }
@@ -154,7 +179,8 @@ impl EngineSpec {
 impl EngineSpec {
     /// The endpoint without what it may carry of secrets: scheme, host and path.
     pub fn shown_endpoint(&self) -> String {
-        let endpoint = self.endpoint.split('?').next().unwrap_or_default();
+        let endpoint = self.endpoint.as_deref().unwrap_or_default();
+        let endpoint = endpoint.split('?').next().unwrap_or_default();
         match endpoint.split_once("://") {
             Some((scheme, rest)) => {
                 let end = rest.find('/').unwrap_or(rest.len());
@@ -184,6 +210,9 @@ impl std::fmt::Debug for EngineSpec {
             .field("engine_wait", &self.engine_wait)
             .field("reasoning", &self.reasoning)
             .field("context", &self.context)
+            .field("rpm", &self.rpm)
+            .field("tpm", &self.tpm)
+            .field("launch", &self.launch)
             .finish()
     }
 }

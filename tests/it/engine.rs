@@ -13,12 +13,7 @@ use crate::server::{Answer, TestServer};
 /// An engine at an address.
 pub fn spec(url: &str) -> EngineSpec {
     EngineSpec {
-        name: "small".into(),
-        backend: Backend::OpenAi,
-        model: "test".into(),
-        endpoint: url.into(),
-        api_key_env: None,
-        headers: Vec::new(),
+        endpoint: Some(url.into()),
         concurrency: Concurrency::Fixed(4),
         timeout: Timeouts {
             first_byte: Duration::from_secs(60),
@@ -27,8 +22,7 @@ pub fn spec(url: &str) -> EngineSpec {
         },
         max_reply: 1 << 20,
         engine_wait: Duration::from_secs(60),
-        reasoning: None,
-        context: None,
+        ..EngineSpec::new("small", Backend::OpenAi, "test")
     }
 }
 
@@ -295,7 +289,7 @@ fn the_whole_request_goes_out() {
     // Another model is another question, another address is not.
     let digest = |spec: &EngineSpec| hello(&OpenAi::new(spec).expect("a good declaration")).digest;
     let mut other = spec.clone();
-    other.endpoint = "http://127.0.0.1:9/v1".into();
+    other.endpoint = Some("http://127.0.0.1:9/v1".into());
     assert_eq!(digest(&spec), digest(&other));
     other.model = "other".into();
     assert_ne!(digest(&spec), digest(&other));

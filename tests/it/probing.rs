@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chainette::engine::client::probe::{Health, State, probe_as};
-use chainette::spec::{Backend, Concurrency, EngineSpec, Timeouts};
+use chainette::spec::{Backend, EngineSpec};
 use serde_json::{Value, json};
 
 use crate::harness::{BINARY, folder, invoke};
@@ -74,18 +74,10 @@ fn serve(stream: TcpStream, pages: &[(String, u16, Value)], log: &Mutex<Vec<Stri
 
 fn spec(endpoint: String) -> EngineSpec {
     EngineSpec {
-        name: "e".into(),
-        backend: Backend::OpenAi,
-        model: "qwen".into(),
-        endpoint,
-        api_key_env: None,
-        headers: Vec::new(),
-        concurrency: Concurrency::Auto,
-        timeout: Timeouts::default(),
+        endpoint: Some(endpoint),
         max_reply: 1 << 20,
         engine_wait: PATIENCE,
-        reasoning: None,
-        context: None,
+        ..EngineSpec::new("e", Backend::OpenAi, "qwen")
     }
 }
 

@@ -5,7 +5,7 @@ use super::draft::{Draft, fault};
 use super::events::{Events, Lines};
 use super::fault::Failed;
 use super::http::{Http, Incoming};
-use crate::engine::{CallError, Rendered, Reply, Request, SetupError};
+use crate::engine::{CallError, Pressure, Rendered, Reply, Request, SetupError};
 use crate::spec::{Backend, EngineSpec};
 
 /// A reply this long or of open length is streamed, in tokens: it may run away for long.
@@ -50,14 +50,16 @@ pub(super) struct Connection {
     model: String,
     key_env: Option<String>,
     reasoning: bool,
-    http: Http,
+    /// None for a server that is still to be started.
+    http: Option<Http>,
     /// BLAKE3 fed with what else decides the reply than the request; each digest goes on from here.
     identity: blake3::Hasher,
 }
 
 impl Connection {
     pub(super) fn new(spec: &EngineSpec) -> Result<Self, SetupError> {
-        let http = Http::new(spec).map_err(|message| SetupError {
+        let http = spec.endpoint.as_ref().map(|_| Http::new(spec)).transpose();
+        let http = http.map_err(|message| SetupError {
             engine: spec.name.clone(),
             message,
         })?;
@@ -104,8 +106,15 @@ impl Connection {
 
     /// Sends a request and reads its reply.
     pub(super) async fn ask<P: Protocol>(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
+        let Some(http) = &self.http else {
+            return Err(CallError::Engine {
+                message: "is not started".to_owned(),
+                retry_after: None,
+                pressure: Pressure::Down,
+            });
+        };
         let exchange = async {
-            let incoming = self.http.post(rendered.body.clone(), turn).await?;
+            let incoming = http.post(rendered.body.clone(), turn).await?;
             if incoming.status != 200 {
                 let (status, retry_after) = (incoming.status, incoming.retry_after);
                 let body = incoming.whole().await?;
@@ -116,27 +125,30 @@ impl Connection {
                 .classify();
             }
             match P::FRAMING {
-                Framing::Events if !incoming.is_events() => self.read_whole::<P>(&incoming.whole().await?),
-                _ => self.read_stream::<P>(incoming).await,
+                Framing::Events if !incoming.is_events() => {
+                    self.read_whole::<P>(http, &incoming.whole().await?)
+                }
+                _ => self.read_stream::<P>(http, incoming).await,
             }
         };
         // Servers like to repeat a wrong key in their complaint.
-        self.http
-            .in_time(exchange)
-            .await
-            .map_err(|error| self.redact(error))
+        http.in_time(exchange).await.map_err(|error| redact(http, error))
     }
 
-    fn read_whole<P: Protocol>(&self, body: &[u8]) -> Result<Reply, CallError> {
-        let mut draft = Draft::new(self.http.max_reply());
+    fn read_whole<P: Protocol>(&self, http: &Http, body: &[u8]) -> Result<Reply, CallError> {
+        let mut draft = Draft::new(http.max_reply());
         match P::whole(&mut draft, body)? {
             Told::Failed(status) => self.failed(status, body).classify(),
             Told::More | Told::End => Ok(draft.reply(self.reasoning)),
         }
     }
 
-    async fn read_stream<P: Protocol>(&self, mut incoming: Incoming) -> Result<Reply, CallError> {
-        let most = self.http.max_reply();
+    async fn read_stream<P: Protocol>(
+        &self,
+        http: &Http,
+        mut incoming: Incoming,
+    ) -> Result<Reply, CallError> {
+        let most = http.max_reply();
         let (mut draft, mut lines, mut events) = (Draft::new(most), Lines::new(most), Events::new(most));
         let mut last = false;
         while !last {
@@ -200,16 +212,17 @@ impl Connection {
             key_env: self.key_env.as_deref(),
         }
     }
+}
 
-    fn redact(&self, mut error: CallError) -> CallError {
-        match &mut error {
-            CallError::Engine { message, .. }
-            | CallError::Transport { message, .. }
-            | CallError::Refused { message, .. }
-            | CallError::Fatal { message } => *message = self.http.redact(std::mem::take(message)),
-        }
-        error
+/// Takes the secrets out of an error.
+fn redact(http: &Http, mut error: CallError) -> CallError {
+    match &mut error {
+        CallError::Engine { message, .. }
+        | CallError::Transport { message, .. }
+        | CallError::Refused { message, .. }
+        | CallError::Fatal { message } => *message = http.redact(std::mem::take(message)),
     }
+    error
 }
 
 impl std::fmt::Debug for Connection {

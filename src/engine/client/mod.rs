@@ -20,7 +20,8 @@ use std::sync::Arc;
 use crate::engine::{SetupError, SharedEngine};
 use crate::spec::{Backend, EngineSpec};
 
-/// The adapter for a declared engine. Reads the API key from the environment, connects to nothing.
+/// The adapter for a declared engine. Reads the API key from the environment, connects to nothing. Without an
+/// `endpoint` it prepares and renders, and has nobody to call.
 ///
 /// # Errors
 /// A declaration that cannot work: no such environment variable, no valid address.
@@ -45,10 +46,11 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
 /// serve chat completions below `/v1`, which is added unless it is there; Ollama's own API stands
 /// beside its `/v1`, which is taken off.
 pub fn address(spec: &EngineSpec) -> String {
-    match spec.endpoint.split_once('?') {
+    let endpoint = spec.endpoint.as_deref().unwrap_or_default();
+    match endpoint.split_once('?') {
         // `?api-version=…` stays at the end.
         Some((endpoint, query)) => format!("{}?{query}", path(spec.backend, endpoint)),
-        None => path(spec.backend, &spec.endpoint),
+        None => path(spec.backend, endpoint),
     }
 }
 

@@ -264,13 +264,14 @@ fn prepared(recipe: &Recipe, spec: &EngineSpec, patience: Duration) -> EngineSpe
     };
     spec.max_reply = MAX_PAGE;
     spec.api_key_env = spec.api_key_env.filter(|name| key_is_set(name));
-    let endpoint = spec.endpoint.trim_end_matches('/');
+    let endpoint = spec.endpoint.clone().unwrap_or_default();
+    let endpoint = endpoint.trim_end_matches('/');
     let root = if recipe.at_root {
         endpoint.strip_suffix("/v1").unwrap_or(endpoint)
     } else {
         endpoint
     };
-    spec.endpoint = root.trim_end_matches('/').to_owned();
+    spec.endpoint = Some(root.trim_end_matches('/').to_owned());
     spec
 }
 
@@ -299,7 +300,7 @@ impl Trouble {
 
 /// Gets a page; an empty one reads as null.
 async fn get(spec: &EngineSpec, path: &str, patience: Duration) -> Result<Value, Trouble> {
-    let page = format!("{}{path}", spec.endpoint);
+    let page = format!("{}{path}", spec.endpoint.as_deref().unwrap_or_default());
     let http = Http::at(spec, &page).map_err(|message| Trouble::new(State::Unclear, message))?;
     match http.get().await {
         Ok((status, body)) => read(status, &body, path, spec).map_err(|trouble| Trouble {
@@ -362,7 +363,8 @@ fn read(status: u16, body: &[u8], path: &str, spec: &EngineSpec) -> Result<Value
 
 /// A server without the page: often the endpoint only lacks its `/v1`.
 async fn missing_page(spec: &EngineSpec, reason: String, patience: Duration) -> String {
-    if spec.endpoint.ends_with("/v1") || get(spec, "/v1/models", patience).await.is_err() {
+    let whole = spec.endpoint.as_ref().is_some_and(|at| at.ends_with("/v1"));
+    if whole || get(spec, "/v1/models", patience).await.is_err() {
         return format!("{reason}; check that `endpoint` ends where `/chat/completions` begins");
     }
     format!("{reason}; did you mean `endpoint: {}/v1`?", spec.shown_endpoint())
