@@ -5,7 +5,7 @@ use super::draft::{Draft, fault};
 use super::events::{Events, Lines};
 use super::fault::Failed;
 use super::http::{Http, Incoming};
-use crate::engine::{CallError, Pressure, Rendered, Reply, Request, SetupError};
+use crate::engine::{BROKEN, CallError, Pressure, Rendered, Reply, Request, SetupError};
 use crate::spec::{Backend, EngineSpec};
 
 /// A reply this long or of open length is streamed, in tokens: it may run away for long.
@@ -196,7 +196,7 @@ impl Connection {
             }
         }
         if !draft.is_finished() {
-            return Err(fault("the connection broke before the reply was complete"));
+            return Err(fault(BROKEN));
         }
         Ok(draft.reply(self.reasoning))
     }
