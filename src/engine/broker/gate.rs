@@ -137,10 +137,11 @@ impl Gate {
         let state = self.lock();
         let open = state.places.iter().any(|place| place.health == Health::Open);
         let absent = state.places.iter().find_map(|place| match &place.health {
-            Health::Absent { what, .. } => Some(what.clone()),
-            Health::Draining => Some("to be drained".to_owned()),
+            Health::Absent { what, until, .. } => Some((what.clone(), *until)),
+            Health::Draining => Some(("the end of a drain".to_owned(), None)),
             _ => None,
         });
+        let absent = absent.filter(|_| !open);
         let until = state.places.iter().filter_map(Place::until).min();
         EngineLoad {
             engine: self.name.clone(),
@@ -149,9 +150,10 @@ impl Gate {
             limit: state.places.iter().map(|place| place.pace.limit()).sum(),
             cause: until.filter(|_| !open).map(|_| state.cause.clone()),
             retry_in: until
+                .or(absent.as_ref().and_then(|(_, until)| *until))
                 .filter(|_| !open)
                 .map(|until| until.saturating_duration_since(Instant::now())),
-            absent: absent.filter(|_| !open && until.is_none()),
+            absent: absent.filter(|_| until.is_none()).map(|(what, _)| what),
         }
     }
 
@@ -186,6 +188,19 @@ impl Gate {
             self.wants.notify_waiters();
         }
         Ok(lease)
+    }
+
+    /// No request can succeed: the run stops.
+    pub(super) fn give_up(&self, message: &str) {
+        self.stop(Stop::Engine {
+            engine: self.name.clone(),
+            message: message.to_owned(),
+        });
+    }
+
+    /// Tells the user something that stops nothing.
+    pub(super) fn warn(&self, message: String) {
+        self.events.send(Event::Warning { message });
     }
 
     /// Turns everyone away from now on; the first reason stays.
@@ -291,10 +306,7 @@ impl Gate {
                     self.failed(lease, message, None, Pressure::Down);
                 }
             }
-            Err(CallError::Fatal { message }) => self.stop(Stop::Engine {
-                engine: self.name.clone(),
-                message: format!("cannot be used: {message}"),
-            }),
+            Err(CallError::Fatal { message }) => self.give_up(&format!("cannot be used: {message}")),
         }
     }
 
@@ -353,7 +365,7 @@ impl Gate {
             }
             return;
         }
-        if matches!(place.health, Health::Absent { .. } | Health::Draining) {
+        if !place.can_serve() {
             return;
         }
         // "Retry at once" from an engine that has just refused is no leave to hammer it.

@@ -6,11 +6,13 @@
 mod gate;
 mod lease;
 mod pace;
+mod memory;
 mod place;
 mod suspects;
 mod tending;
 
 pub use lease::Lease;
+pub use memory::{Budget, MemoryLedger};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

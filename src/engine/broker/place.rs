@@ -32,7 +32,11 @@ pub(super) enum Health {
         what: String,
         /// It is being started, which has a clock of its own.
         starting: bool,
+        /// Nothing is done before.
+        until: Option<Instant>,
     },
+    /// There will never be one.
+    Dead,
     /// It works on what it has and gets no more.
     Draining,
 }
@@ -78,8 +82,9 @@ impl Place {
             health: match engine {
                 Some(_) => Health::Open,
                 None => Health::Absent {
-                    what: "to be started".to_owned(),
+                    what: "its server".to_owned(),
                     starting: false,
+                    until: None,
                 },
             },
             engine: engine.map(Answerer),
@@ -104,7 +109,7 @@ impl Place {
             Health::Open => Some(false),
             Health::Paused { until } => (now >= until).then_some(false),
             Health::Down { until, probing } => (now >= until && !probing).then_some(true),
-            Health::Absent { .. } | Health::Draining => None,
+            Health::Absent { .. } | Health::Draining | Health::Dead => None,
         }
     }
 
@@ -115,7 +120,7 @@ impl Place {
 
     /// There is a server that takes requests, or will after a pause.
     pub(super) fn can_serve(&self) -> bool {
-        self.engine.is_some() && self.health != Health::Draining
+        self.engine.is_some() && !matches!(self.health, Health::Draining | Health::Dead)
     }
 
     /// When to look again, if it waits for a time.

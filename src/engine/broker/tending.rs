@@ -45,6 +45,7 @@ impl Gate {
             place.health = Health::Absent {
                 what: what.to_owned(),
                 starting,
+                until: None,
             };
             place.engine = None;
         }
@@ -75,8 +76,9 @@ impl Gate {
         };
         let flying: Vec<Who> = place.flying.values().copied().collect();
         place.health = Health::Absent {
-            what: "to be started again".to_owned(),
+            what: "its server, which has ended".to_owned(),
             starting: false,
+            until: None,
         };
         place.engine = None;
         place.epoch += 1;
@@ -90,20 +92,36 @@ impl Gate {
         crash == Crash::Isolated
     }
 
-    /// A server could not be started.
-    pub(super) fn not_started(self: &Arc<Self>, at: usize, cause: &str) {
+    /// There is no server, and why; until when nothing is tried.
+    pub(super) fn not_there(self: &Arc<Self>, at: usize, why: &str, until: Option<Instant>) {
         let now = Instant::now();
         let mut state = self.lock();
-        cause.clone_into(&mut state.cause);
+        why.clone_into(&mut state.cause);
         let since = *state.since.get_or_insert(now);
         if let Some(place) = state.places.get_mut(at) {
             place.health = Health::Absent {
-                what: cause.to_owned(),
+                what: format!("its server, which is started again ({why})"),
                 starting: false,
+                until,
             };
         }
         self.wake(self.patience_ends(since), None);
         self.pump(state);
+    }
+
+    /// There will never be a server. The engine is given up when none of its servers is left.
+    pub(super) fn dead(self: &Arc<Self>, at: usize, why: &str) {
+        let mut state = self.lock();
+        if let Some(place) = state.places.get_mut(at) {
+            place.health = Health::Dead;
+        }
+        let all = state.places.iter().all(|place| place.health == Health::Dead);
+        drop(state);
+        if all {
+            self.give_up(why);
+        } else {
+            self.warn(format!("a server of engine `{}` {why}; the others go on", self.name()));
+        }
     }
 
     /// No more requests for a server; those in flight go on.
@@ -144,6 +162,7 @@ impl Gate {
         place.health = Health::Absent {
             what: why.to_owned(),
             starting: false,
+            until: None,
         };
         true
     }
