@@ -36,7 +36,9 @@ impl Budget {
         };
         left.ram = ram;
         for (device, bytes) in &need.vram {
-            let Some(free) = left.vram.get_mut(device) else { return *bytes == 0 };
+            let Some(free) = left.vram.get_mut(device) else {
+                return *bytes == 0;
+            };
             match free.checked_sub(*bytes) {
                 Some(rest) => *free = rest,
                 None => return false,

@@ -120,7 +120,10 @@ impl Gate {
         if all {
             self.give_up(why);
         } else {
-            self.warn(format!("a server of engine `{}` {why}; the others go on", self.name()));
+            self.warn(format!(
+                "a server of engine `{}` {why}; the others go on",
+                self.name()
+            ));
         }
     }
 
