@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, interval};
 
 use super::keeper::{Keeper, Over};
+use super::orders::Post;
 use crate::engine::client::adapter;
 use crate::engine::client::probe::{State, probe};
 use crate::engine::client::schema::PreparedSchema;
@@ -32,7 +33,7 @@ enum Seen {
 
 impl Keeper {
     /// Uses the server of our digest that `engine up` keeps, as long as there is one; none when there is none.
-    pub(super) async fn attached(&self) -> Option<Over> {
+    pub(super) async fn attached(&self, post: &mut Post) -> Option<Over> {
         let folder = self.shares.used()?.clone();
         let digest = self.digest.clone()?;
         let mut patience: Option<Instant> = None;
@@ -45,7 +46,7 @@ impl Keeper {
                 Found::Ready(server) => {
                     let at = self.spec.at(&server.url);
                     if probe(&at, self.supervisor.policy().health_patience).await.state == State::Ready {
-                        return self.uses(&folder, *server).await;
+                        return self.uses(&folder, *server, post).await;
                     }
                 }
                 Found::Coming(_) => {}
@@ -55,7 +56,8 @@ impl Keeper {
             if Instant::now() > until {
                 return None;
             }
-            self.gate.absent(self.at, "waiting for the server that `engine up` keeps", true);
+            self.gate
+                .absent(self.at, "waiting for the server that `engine up` keeps", true);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Some(Over::Stopped),
@@ -65,13 +67,14 @@ impl Keeper {
     }
 
     /// Sends requests to a server that is not ours, until it is gone.
-    async fn uses(&self, folder: &WarmFolder, server: Handoff) -> Option<Over> {
+    async fn uses(&self, folder: &WarmFolder, server: Handoff, post: &mut Post) -> Option<Over> {
         let engine = match adapter(&self.spec.at(&server.url)) {
             Ok(engine) => engine,
             Err(error) => return Some(Over::Hopeless(error.message)),
         };
         let lease = Lease::of(folder, &server);
-        self.gate.opened(self.at, Arc::new(Attached { engine, lease }), server.slots);
+        self.gate
+            .opened(self.at, Arc::new(Attached { engine, lease }), server.slots);
         self.tell_starting(
             &self.events,
             format!("uses server {} that `engine up` keeps", label(&server)),
@@ -87,6 +90,12 @@ impl Keeper {
                 () = self.stop.cancelled() => {
                     self.gate.drain(self.at);
                     return Some(Over::Stopped);
+                }
+                order = post.order() => {
+                    // It is not ours to stop.
+                    if order.absent().await {
+                        return Some(Over::Stopped);
+                    }
                 }
                 _ = look.tick() => {}
             }
@@ -117,7 +126,8 @@ impl Keeper {
     fn gone(&self, drained: bool) -> Over {
         let in_flight = self.gate.in_flight(self.at);
         if drained || in_flight == 0 {
-            self.gate.absent(self.at, "the server that `engine up` kept was stopped", false);
+            self.gate
+                .absent(self.at, "the server that `engine up` kept was stopped", false);
             return Over::Released;
         }
         let why = "the server that `engine up` keeps ended".to_owned();

@@ -1,16 +1,16 @@
 //! What keepers can be told from outside: to drain their servers, all of an engine or none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::keeper::Keeper;
-use super::place::Health;
 use super::Broker;
 use super::gate::Gate;
+use super::keeper::Keeper;
+use super::place::Health;
 use crate::engine::supervise::Ready;
 use crate::engine::warm::WarmFolder;
 use crate::event::Event;
@@ -166,7 +166,11 @@ impl Keeper {
                     () = self.stop.cancelled() => true,
                     reached = tokio::time::timeout_at(until, all.reached()) => reached.is_ok(),
                 };
-                if reached || !all.expired() { Drained::Stopped } else { Drained::Ended }
+                if reached || !all.expired() {
+                    Drained::Stopped
+                } else {
+                    Drained::Ended
+                }
             }
             Err(ready) if all.expired() => {
                 self.gate.undrain(self.at);
@@ -201,41 +205,82 @@ pub(super) enum Drained {
     Serves(Box<Ready>),
 }
 
-/// Who takes orders: the keepers of each engine's servers.
+/// What reaches a keeper, and what it leaves.
+#[derive(Debug)]
+pub(super) struct Post {
+    /// What it is told to do.
+    pub(super) orders: mpsc::Receiver<Drain>,
+    last: Arc<Mutex<Option<String>>>,
+}
+
+impl Post {
+    /// The keeper gives up.
+    pub(super) fn gives_up(&self, why: &str) {
+        *locked(&self.last) = Some(why.to_owned());
+    }
+
+    /// The next order; never, when there can be none.
+    pub(super) async fn order(&mut self) -> Drain {
+        match self.orders.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// How to reach the keepers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Orders(Arc<Mutex<Vec<(String, mpsc::Sender<Drain>)>>>);
+pub(super) struct Orders(Arc<Mutex<Vec<Address>>>);
+
+#[derive(Clone, Debug)]
+struct Address {
+    engine: String,
+    at: usize,
+    order: mpsc::Sender<Drain>,
+    /// Why it gave up.
+    last: Arc<Mutex<Option<String>>>,
+}
 
 impl Orders {
     /// One more keeper.
-    pub(super) fn of(&self, engine: &str) -> mpsc::Receiver<Drain> {
+    pub(super) fn to(&self, engine: &str, at: usize) -> Post {
         let (order, orders) = mpsc::channel(1);
-        self.lock().push((engine.to_owned(), order));
-        orders
+        let last = Arc::default();
+        locked(&self.0).push(Address {
+            engine: engine.to_owned(),
+            at,
+            order,
+            last: Arc::clone(&last),
+        });
+        Post { orders, last }
     }
 
-    fn to(&self, engine: &str) -> Vec<mpsc::Sender<Drain>> {
-        let all = self.lock();
-        let of = all.iter().filter(|(name, order)| name == engine && !order.is_closed());
-        of.map(|(_, order)| order.clone()).collect()
+    /// The keepers of an engine.
+    fn of(&self, engine: &str) -> Vec<Address> {
+        let all = locked(&self.0);
+        all.iter()
+            .filter(|keeper| keeper.engine == engine)
+            .cloned()
+            .collect()
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(String, mpsc::Sender<Drain>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A server of an engine, as far as its keeper is with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct ServerView {
     /// What it is.
-    pub state: KeptState,
+    pub state: ServerState,
     /// What is done about it, or why nothing is.
     pub what: Option<String>,
 }
 
 /// The state of a server that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeptState {
+pub enum ServerState {
     /// It takes requests.
     Ready,
     /// It is being started, or waits for room.
@@ -258,17 +303,16 @@ impl Broker {
     /// Takes no new requests at an engine's servers, waits until nothing is in flight at any of them, and stops them.
     /// True when they were stopped; when one was not idle in time, all serve on.
     pub async fn drain(&self, engine: &str, deadline: Duration) -> bool {
-        let keepers = self.orders.to(engine);
+        let mut keepers = self.orders.of(engine);
+        keepers.retain(|keeper| !keeper.order.is_closed());
         let (until, all) = (Instant::now() + deadline, Agreement::of(keepers.len()));
         let mut replies = Vec::new();
         for keeper in keepers {
             let (done, reply) = oneshot::channel();
             let all = Arc::clone(&all);
-            let order = Drain { until, all, done };
-            if let Err(refused) = keeper.try_send(order) {
-                // It has ended; or another drain is under way, which this one does not get in the way of.
-                let (mpsc::error::TrySendError::Closed(order) | mpsc::error::TrySendError::Full(order)) = refused;
-                order.all.is_idle();
+            if let Err(refused) = keeper.order.try_send(Drain { until, all, done }) {
+                // It has ended meanwhile; or another drain is under way, whose outcome counts.
+                refused.into_inner().all.is_idle();
                 continue;
             }
             replies.push(reply);
@@ -282,25 +326,35 @@ impl Broker {
     }
 
     /// The servers of an engine, in the order of their replicas.
-    pub fn kept(&self, engine: &str) -> Vec<Kept> {
+    pub fn servers(&self, engine: &str) -> Vec<ServerView> {
         let gate = self.gates.iter().find(|gate| gate.name() == engine);
-        gate.map(|gate| gate.kept()).unwrap_or_default()
+        let mut servers = gate.map(|gate| gate.servers()).unwrap_or_default();
+        for keeper in self.orders.of(engine) {
+            if let (Some(server), Some(why)) = (servers.get_mut(keeper.at), locked(&keeper.last).clone()) {
+                server.what = Some(why);
+            }
+        }
+        servers
     }
 }
 
 impl Gate {
-    fn kept(&self) -> Vec<Kept> {
+    fn servers(&self) -> Vec<ServerView> {
         let of = |health: &Health| match health {
-            Health::Open | Health::Paused { .. } | Health::Down { .. } => (KeptState::Ready, None),
-            Health::Draining => (KeptState::Draining, None),
-            Health::Dead => (KeptState::Dead, None),
+            Health::Open | Health::Paused { .. } | Health::Down { .. } => (ServerState::Ready, None),
+            Health::Draining => (ServerState::Draining, None),
+            Health::Dead => (ServerState::Dead, None),
             Health::Absent { what, until, .. } => {
-                let state = if until.is_some() { KeptState::Failed } else { KeptState::Starting };
+                let state = if until.is_some() {
+                    ServerState::Failed
+                } else {
+                    ServerState::Starting
+                };
                 (state, Some(what.clone()))
             }
         };
         let state = self.lock();
         let places = state.places.iter().map(|place| of(&place.health));
-        places.map(|(state, what)| Kept { state, what }).collect()
+        places.map(|(state, what)| ServerView { state, what }).collect()
     }
 }

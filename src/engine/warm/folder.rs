@@ -70,7 +70,15 @@ impl WarmFolder {
     /// # Errors
     /// It is another user's, or others can write to it.
     pub fn is_ours(&self) -> io::Result<bool> {
-        files::owned_folder(&self.0)
+        if !files::owned_folder(&self.0)? {
+            return Ok(false);
+        }
+        if fs::metadata(&self.0)?.mode() & 0o022 != 0 {
+            let path = self.0.display();
+            let wrong = format!("{path}: others can write there; `chmod 700` it if you know what is in it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, wrong));
+        }
+        Ok(true)
     }
 
     /// The supervisor of the servers here.
@@ -111,6 +119,14 @@ impl WarmFolder {
     pub fn note(&self, pool: &str) -> Option<Note> {
         let note: Note = files::read(&self.file(pool, "pool").ok()?).ok()?;
         (note.pool == pool && note.is_of_a_living()).then_some(note)
+    }
+
+    /// Writes what a pool's process says of itself.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_note(&self, note: &Note) -> io::Result<()> {
+        files::replace(&self.file(&note.pool, "pool")?, note)
     }
 
     /// The notes of all pools whose processes live.

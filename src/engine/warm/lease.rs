@@ -75,7 +75,9 @@ impl Lease {
         let server = &self.0.server;
         let label = format!("{}-{}", server.pool_id, server.replica_id);
         let file = self.0.folder.file(&label, "lease");
-        let Ok(file) = file.and_then(|path| open_to_lock(&path)) else { return Ok(None) };
+        let Ok(file) = file.and_then(|path| open_to_lock(&path)) else {
+            return Ok(None);
+        };
         match file.file().try_lock_shared() {
             Ok(()) => Ok(Some(file)),
             Err(std::fs::TryLockError::WouldBlock) => Err(Held),
