@@ -138,7 +138,7 @@ impl Gate {
         let open = state.places.iter().any(|place| place.health == Health::Open);
         let absent = state.places.iter().find_map(|place| match &place.health {
             Health::Absent { what, until, .. } => Some((what.clone(), *until)),
-            Health::Draining => Some(("the end of a drain".to_owned(), None)),
+            Health::Draining => Some(("draining".to_owned(), None)),
             _ => None,
         });
         let absent = absent.filter(|_| !open);
