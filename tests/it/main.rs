@@ -88,6 +88,7 @@ mod sinks;
 mod starter;
 mod step;
 mod streams;
+mod supervise;
 mod tampering;
 mod tape;
 mod templates;

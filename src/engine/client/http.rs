@@ -260,7 +260,8 @@ fn client(url: &reqwest::Url, connect: Duration) -> Result<reqwest::Client, Stri
         .map_err(|error| format!("cannot set up TLS: {}", root_cause(&error)))
 }
 
-fn no_certificates() -> Result<rustls::ClientConfig, String> {
+/// TLS that trusts nobody, for clients that speak plain HTTP only: nothing then depends on the machine having certificates.
+pub(in crate::engine) fn no_certificates() -> Result<rustls::ClientConfig, String> {
     Ok(
         rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()

@@ -17,6 +17,8 @@ mod connection;
 
 use std::sync::Arc;
 
+pub(in crate::engine) use http::no_certificates;
+
 use crate::engine::{SetupError, SharedEngine};
 use crate::spec::{Backend, EngineSpec};
 
