@@ -35,7 +35,14 @@ impl Keeper {
     /// Uses the server of our digest that `engine up` keeps, as long as there is one; none when there is none.
     pub(super) async fn attached(&self, post: &mut Post) -> Option<Over> {
         let folder = self.shares.used()?.clone();
-        let digest = self.digest.clone()?;
+        let here = folder.clone();
+        let any =
+            tokio::task::spawn_blocking(move || here.is_ours().unwrap_or(false) && !here.notes().is_empty());
+        if !any.await.unwrap_or(false) {
+            return None;
+        }
+        // What is wrong with it is told when our own is started.
+        let digest = self.prepared().await.ok()?.spec_digest;
         let mut patience: Option<Instant> = None;
         loop {
             let (here, digest, replica) = (folder.clone(), digest.clone(), self.replica());

@@ -34,8 +34,6 @@ pub(super) struct Keeper {
     pub(super) stop: CancellationToken,
     /// Who else may use the server, or whose may be used.
     pub(super) shares: Sharing,
-    /// Of the server, where it is known before it is prepared.
-    pub(super) digest: Option<String>,
 }
 
 /// Why there is no server.
@@ -148,6 +146,25 @@ impl Keeper {
         };
         self.gate.absent(self.at, "starting", true);
         self.tell_starting(&self.events, reason);
+        let prepared = self.prepared().await?;
+        match self.supervisor.start(prepared, &self.stop).await {
+            Ok(ready) => Ok(ready),
+            Err(_) if self.stop.is_cancelled() => Err(Over::Stopped),
+            Err(failure) => {
+                self.tell_log(&failure.log_tail);
+                if failure.stillborn && failed.is_none() {
+                    return Err(Over::Hopeless(in_full(&failure)));
+                }
+                Err(Over::Failed {
+                    why: in_short(&failure),
+                    explained: false,
+                })
+            }
+        }
+    }
+
+    /// All that a start needs.
+    pub(super) async fn prepared(&self) -> Result<PreparedEngine, Over> {
         let (prepare, events) = (Arc::clone(&self.prepare), self.events.clone());
         let (engine, replica) = (self.gate.name().to_owned(), self.replica());
         let work = tokio::task::spawn_blocking(move || {
@@ -164,24 +181,10 @@ impl Keeper {
             () = self.stop.cancelled() => return Err(Over::Stopped),
             prepared = work => prepared,
         };
-        let prepared = match prepared {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(why)) => return Err(Over::Hopeless(format!("cannot be prepared: {why}"))),
-            Err(_) => return Err(Over::Hopeless("cannot be prepared: a bug of ours".to_owned())),
-        };
-        match self.supervisor.start(prepared, &self.stop).await {
-            Ok(ready) => Ok(ready),
-            Err(_) if self.stop.is_cancelled() => Err(Over::Stopped),
-            Err(failure) => {
-                self.tell_log(&failure.log_tail);
-                if failure.stillborn && failed.is_none() {
-                    return Err(Over::Hopeless(in_full(&failure)));
-                }
-                Err(Over::Failed {
-                    why: in_short(&failure),
-                    explained: false,
-                })
-            }
+        match prepared {
+            Ok(Ok(prepared)) => Ok(prepared),
+            Ok(Err(why)) => Err(Over::Hopeless(format!("cannot be prepared: {why}"))),
+            Err(_) => Err(Over::Hopeless("cannot be prepared: a bug of ours".to_owned())),
         }
     }
 

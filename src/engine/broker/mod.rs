@@ -66,8 +66,6 @@ pub struct Server {
     pub prepare: Arc<Prepare>,
     /// What it takes of the machine.
     pub need: Need,
-    /// `PreparedEngine::spec_digest`, where it is known before the server is prepared.
-    pub digest: Option<String>,
 }
 
 /// A server with its place.
@@ -193,7 +191,6 @@ impl Broker {
                 events: self.events.clone(),
                 stop: self.ended.clone(),
                 shares: self.shares.clone(),
-                digest: kept.server.digest.clone(),
             };
             let post = self.orders.to(kept.gate.name(), kept.at);
             self.keepers.spawn(keeper.run(post));
