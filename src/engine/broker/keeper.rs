@@ -273,7 +273,9 @@ impl Keeper {
 
 /// Why a server did not start, and what to do, on one line.
 fn in_short(failure: &Failed) -> String {
-    let advice = failure.advice.map_or_else(String::new, |advice| format!("; {advice}"));
+    let advice = failure
+        .advice
+        .map_or_else(String::new, |advice| format!("; {advice}"));
     format!("{}{advice}", failure.error)
 }
 

@@ -31,8 +31,8 @@ use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
 use keeper::Keeper;
-use place::Place;
 use pace::Pace;
+use place::Place;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
