@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::pace::{Done, Pace};
 use super::{EngineLoad, backoff};
 use crate::engine::{CallError, Pressure, Rendered, Reply, SharedEngine, Stop};
 use crate::event::{Event, EventSender};
@@ -83,7 +83,7 @@ impl Gate {
             engine_wait,
             events,
             state: Mutex::new(State {
-                pace: Pace::new(concurrency),
+                pace: Pace::new(concurrency, None),
                 in_flight: 0,
                 queue: Queue::new(),
                 arrivals: 0,
@@ -225,9 +225,10 @@ impl Gate {
     }
 
     /// What a call told about the engine.
-    fn report(self: &Arc<Self>, epoch: u64, probe: bool, result: &Result<Reply, CallError>) {
+    fn report(self: &Arc<Self>, epoch: u64, probe: bool, took: Duration, result: &Result<Reply, CallError>) {
         match result {
-            Ok(_) | Err(CallError::Refused { .. }) => self.succeeded(epoch),
+            Ok(reply) => self.succeeded(epoch, took, reply.usage.completion_tokens),
+            Err(CallError::Refused { .. }) => self.succeeded(epoch, took, 0),
             Err(CallError::Engine {
                 message,
                 retry_after,
@@ -246,14 +247,19 @@ impl Gate {
         }
     }
 
-    fn succeeded(self: &Arc<Self>, epoch: u64) {
+    fn succeeded(self: &Arc<Self>, epoch: u64, took: Duration, tokens: u64) {
         let mut state = self.lock();
         state.since = None;
+        let done = Done {
+            took,
+            tokens,
+            queued: !state.queue.is_empty(),
+            in_flight: state.in_flight,
+        };
+        state.pace.finished(Instant::now(), done);
         if epoch != state.epoch {
             return;
         }
-        let wanted_more = !state.queue.is_empty();
-        state.pace.succeeded(wanted_more);
         state.faults = 0;
         state.health = Health::Open;
         let ready = state.announced.take().is_some();
@@ -301,7 +307,7 @@ impl Gate {
         state.since.get_or_insert(now);
         message.clone_into(&mut state.cause);
         if pressure != Pressure::Down {
-            state.pace.pushed_back();
+            state.pace.pushed_back(now, retry_after);
         }
         state.health = match pressure {
             Pressure::Busy => Health::Paused { until },
@@ -394,8 +400,9 @@ impl Lease {
     /// After [`CallError::Engine`] the row asks the broker for a new lease: that waits as long as the
     /// engine needs. After [`CallError::Fatal`] the broker has given the engine up, and says so there.
     pub async fn call(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
+        let start = Instant::now();
         let result = self.gate.engine.call(rendered, turn).await;
-        self.gate.report(self.epoch, self.probe, &result);
+        self.gate.report(self.epoch, self.probe, start.elapsed(), &result);
         result
     }
 }

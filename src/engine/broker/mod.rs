@@ -4,7 +4,8 @@
 //! take work, so that an outage costs waiting time and never a row.
 
 mod gate;
-mod pace;
+pub mod pace;
+pub mod rate;
 
 pub use gate::Lease;
 
