@@ -77,6 +77,7 @@ fn three_nodes() -> Progress {
                 trouble: Some("HTTP 429: rate limit reached for requests".into()),
                 retry_in: Some(11.2),
                 absent: None,
+                limited: None,
             }],
             errors: 1_234,
             feed: Feed::AtEnd,
