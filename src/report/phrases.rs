@@ -85,6 +85,10 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
     if status.disk_is_behind {
         return wait_for("the disk: finished rows cannot be written fast enough".into());
     }
+    let limited = |engine: &&EngineStatus| engine.limited.is_some() && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(limited) {
+        return wait_for(format!("the rate limit of engine {}", engine.name));
+    }
     let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
     if let Some(engine) = status.engines.iter().find(full) {
         return wait_for(format!("a free slot of engine {}", engine.name));

@@ -254,6 +254,7 @@ fn engine_status(load: EngineLoad) -> EngineStatus {
         trouble: load.cause,
         retry_in: load.retry_in.map(|time| time.as_secs_f64()),
         absent: load.absent,
+        limited: load.limited.map(|time| time.as_secs_f64()),
     }
 }
 

@@ -80,6 +80,7 @@ mod schema;
 mod schema_file;
 mod screens;
 mod secrets;
+mod served;
 mod server;
 mod server_test;
 mod shown;

@@ -7,10 +7,11 @@ mod attached;
 mod gate;
 mod keeper;
 mod lease;
-mod orders;
-mod pace;
 mod memory;
+mod orders;
+pub mod pace;
 mod place;
+pub mod rate;
 mod suspects;
 mod tending;
 
@@ -37,6 +38,7 @@ use keeper::Keeper;
 use orders::Orders;
 use pace::Pace;
 use place::Place;
+use rate::Rate;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
@@ -94,6 +96,8 @@ pub struct EngineLoad {
     pub retry_in: Option<Duration>,
     /// What is done about it while it has no server.
     pub absent: Option<String>,
+    /// How long until its rate limit lets the next request go, while that is what rows wait for.
+    pub limited: Option<Duration>,
 }
 
 impl std::fmt::Debug for Kept {
@@ -119,9 +123,17 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::new`].
-    pub fn with_spec(self, spec: &EngineSpec) -> Result<Self, SetupError> {
-        let engine = adapter(spec)?;
-        Ok(self.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait))
+    pub fn with_spec(mut self, spec: &EngineSpec) -> Result<Self, SetupError> {
+        let rate = Rate::new(spec.rpm, spec.tpm);
+        let gate = self.gate(
+            &spec.name,
+            adapter(spec)?,
+            spec.concurrency,
+            rate,
+            spec.engine_wait,
+        );
+        self.put(gate);
+        Ok(self)
     }
 
     /// No engines yet.
@@ -161,6 +173,7 @@ impl Broker {
             &spec.name,
             adapter(spec)?,
             places.collect(),
+            Rate::new(spec.rpm, spec.tpm),
             spec.engine_wait,
             self.events.clone(),
         );
@@ -233,10 +246,22 @@ impl Broker {
         concurrency: Concurrency,
         engine_wait: Duration,
     ) -> Self {
-        let pace = Pace::new(concurrency, None);
-        let gate = Gate::before(name, engine, pace, engine_wait, self.events.clone());
+        let gate = self.gate(name, engine, concurrency, Rate::new(None, None), engine_wait);
         self.put(gate);
         self
+    }
+
+    /// A gate before a server that somebody else runs.
+    fn gate(
+        &self,
+        name: &str,
+        engine: SharedEngine,
+        concurrency: Concurrency,
+        rate: Rate,
+        engine_wait: Duration,
+    ) -> Arc<Gate> {
+        let pace = Pace::new(concurrency, None);
+        Gate::before(name, engine, (pace, rate), engine_wait, self.events.clone())
     }
 
     /// Adds a gate, or puts it in the place of the one of its name.
