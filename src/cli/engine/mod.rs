@@ -14,8 +14,11 @@ mod up;
 
 use super::args::{DownArgs, EngineArgs, EngineCommand, PoolsArgs, UpArgs};
 use super::{Exit, printer::Printer};
+use crate::engine::SetupError;
+use crate::engine::broker::{Broker, Budget, Sharing};
 use crate::engine::provision::{Machine, Missing, Plan, plan_all};
 use crate::engine::warm::WarmFolder;
+use crate::event::EventSender;
 use crate::plan::Report;
 use crate::spec::{EngineSpec, Problems, Resources, Sources, load_engines, suggest};
 
@@ -32,19 +35,51 @@ pub(super) fn engine(args: &EngineArgs, printer: Printer) -> Exit {
     }
 }
 
-/// Plans the engines that are started here, each at its place in the list; what is missing is shown, all at once.
+/// The engines of a chain, planned.
+#[derive(Default)]
+pub(super) struct Planned {
+    /// By engine; none for those that somebody else runs.
+    plans: Vec<Option<Plan>>,
+    budget: Budget,
+}
+
+/// Plans the engines that are started here; what is missing is shown, all at once.
 pub(super) fn planned(
     engines: &[EngineSpec],
     resources: &Resources,
     printer: Printer,
-) -> Result<Vec<Option<Plan>>, Exit> {
+) -> Result<Planned, Exit> {
     if !engines.iter().any(EngineSpec::is_launched) {
-        return Ok(engines.iter().map(|_| None).collect());
+        return Ok(Planned::default());
     }
-    plan_all(engines, resources, &Machine::look()).map_err(|missing| {
+    let machine = Machine::look();
+    let plans = plan_all(engines, resources, &machine).map_err(|missing| {
         printer.error(&list(&missing));
         Exit::Usage
-    })
+    })?;
+    let budget = Budget::of(&machine, resources);
+    Ok(Planned { plans, budget })
+}
+
+impl Planned {
+    /// The engines of a run: warm ones where there are such, else its own.
+    pub(super) fn broker(self, engines: &[EngineSpec], events: EventSender) -> Result<Broker, SetupError> {
+        let Self { plans, budget } = self;
+        if plans.is_empty() {
+            return Broker::new(engines, events);
+        }
+        let warm = WarmFolder::locate().map_err(|message| SetupError {
+            engine: plans
+                .iter()
+                .flatten()
+                .map(|plan| plan.spec().name.clone())
+                .next()
+                .unwrap_or_default(),
+            message,
+        })?;
+        let broker = Broker::of(engines, &plans, budget, &warm.facts(), events)?;
+        Ok(broker.with_sharing(Sharing::Uses(warm)))
+    }
 }
 
 /// Everything that is missing, as people read it.

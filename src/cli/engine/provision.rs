@@ -11,6 +11,7 @@ use super::{columns, declared, list};
 use crate::engine::provision::{
     Machine, Missing, Need, Plan, PreparedEngine, attach, bytes, plan_all, prepare,
 };
+use crate::engine::warm::WarmFolder;
 use crate::spec::EngineSpec;
 
 /// Fetches and verifies what engines need, unless it is to be a look only; shows how they would be started.
@@ -82,7 +83,7 @@ fn external(spec: &EngineSpec) -> Shown {
 }
 
 fn prepare_all(specs: &[EngineSpec], plans: &[Option<Plan>], printer: Printer) -> Result<Vec<Shown>, String> {
-    let state = crate::engine::warm::WarmFolder::locate()?.facts();
+    let state = WarmFolder::locate()?.facts();
     let mut all = Vec::new();
     for (spec, plan) in specs.iter().zip(plans) {
         let Some(plan) = plan else {

@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::pool::Trouble;
 use super::telling::Telling;
 use crate::engine::SetupError;
-use crate::engine::broker::{Broker, Budget, MemoryLedger, Server};
+use crate::engine::broker::{Broker, Budget};
 use crate::engine::provision::{Machine, Need, Plan, PreparedEngine, bytes, plan, prepare};
 use crate::engine::warm::{Note, WarmFolder};
 use crate::event::{Event, EventSender};
@@ -162,28 +161,13 @@ impl Declared {
             ..spec.clone()
         };
         // Whether there is room was found out before.
-        let ledger = MemoryLedger::new(budget_of(&self.need()));
-        let servers = (0..self.replicas()).map(|replica| self.server(replica)).collect();
-        Broker::empty(events)
-            .with_memory(ledger)
-            .with_servers(&kept, servers)
-    }
-
-    fn server(&self, replica: u32) -> Server {
-        let (plan, facts) = (self.plan.clone(), self.facts.clone());
-        Server {
-            need: self.first.need.clone(),
-            prepare: Arc::new(move |tell| {
-                let mut told = Telling::default();
-                let prepared = prepare(&plan, replica, &facts, &mut |progress| {
-                    if let Some(line) = told.line(progress) {
-                        tell(line);
-                    }
-                    ControlFlow::Continue(())
-                });
-                prepared.map_err(|error| error.to_string())
-            }),
-        }
+        Broker::of(
+            &[kept],
+            &[Some(self.plan.clone())],
+            budget_of(&self.need()),
+            &self.facts,
+            events,
+        )
     }
 }
 

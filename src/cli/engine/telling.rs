@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::provision::{Progress, bytes};
+use crate::engine::broker::words;
+use crate::engine::provision::Progress;
 
 /// Between two lines about one file.
 const PACE: Duration = Duration::from_secs(2);
@@ -16,25 +17,12 @@ pub(super) struct Telling {
 impl Telling {
     /// The line for this progress, if it is worth one now.
     pub(super) fn line(&mut self, progress: Progress<'_>) -> Option<String> {
-        let part = |done: u64, total: u64| match total {
-            0 => String::new(),
-            _ => format!(": {} of {}", bytes(done), bytes(total)),
-        };
-        let (text, pressing) = match progress {
-            Progress::Downloading { file, done, total } => {
-                (format!("fetching {file}{}", part(done, total)), false)
-            }
-            Progress::Retrying { file, why } => (format!("trying again to fetch {file}: {why}"), true),
-            Progress::Waiting { file } => (format!("waiting for another process that fetches {file}"), false),
-            Progress::Verifying { file, done, total } => (
-                format!("verifying {}{}", file.display(), part(done, total)),
-                false,
-            ),
-        };
+        let pressing = matches!(progress, Progress::Retrying { .. });
+        let (what, how_far) = words(&progress);
         let due = pressing || self.last.is_none_or(|last| last.elapsed() >= PACE);
         due.then(|| {
             self.last = Some(Instant::now());
-            text
+            format!("{what}{how_far}")
         })
     }
 }

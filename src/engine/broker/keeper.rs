@@ -2,6 +2,7 @@
 //!
 //! A keeper is a task. It owns the server and the memory booked for it; the gate only hears whether there is one.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tokio::time::{Instant, interval, sleep_until};
@@ -11,13 +12,14 @@ use super::gate::Gate;
 use super::memory::{Booking, MemoryLedger};
 use super::orders::{Drained, Post, Sharing};
 use crate::engine::client::watched;
-use crate::engine::provision::{Need, PreparedEngine};
+use crate::engine::provision::PreparedEngine;
 use crate::engine::supervise::{Breaker, Failed, Ready, Restarts, Supervisor};
 use crate::event::{Event, EventSender};
 use crate::spec::EngineSpec;
 
-/// Prepares a server anew: what it needs may be gone, and its port taken. It may take long (a download), and tells of it.
-pub type Prepare = dyn Fn(&dyn Fn(String)) -> Result<PreparedEngine, String> + Send + Sync;
+/// Prepares a server anew: what it needs may be gone, and its port taken. It may take long (a download): it tells of that,
+/// an empty text for no news, and ends when the answer is `Break`.
+pub type Prepare = dyn Fn(&dyn Fn(&str) -> ControlFlow<()>) -> Result<PreparedEngine, String> + Send + Sync;
 
 /// One server of an engine, and all it takes to run it.
 pub(super) struct Keeper {
@@ -26,7 +28,6 @@ pub(super) struct Keeper {
     pub(super) at: usize,
     pub(super) spec: Arc<EngineSpec>,
     pub(super) prepare: Arc<Prepare>,
-    pub(super) need: Need,
     pub(super) supervisor: Supervisor,
     pub(super) memory: MemoryLedger,
     pub(super) events: EventSender,
@@ -113,14 +114,23 @@ impl Keeper {
 
     /// One life of the server: from room in memory to its end.
     async fn life(&self, restarts: &mut Restarts, failed: Option<&str>, post: &mut Post) -> Over {
-        if let Some(over) = self.attached(post).await {
+        let reason = match failed {
+            None => "starting".to_owned(),
+            Some(why) => format!("starting again; before, {why}"),
+        };
+        self.gate.absent(self.at, "being prepared", true);
+        let prepared = match self.prepared().await {
+            Ok(prepared) => prepared,
+            Err(over) => return over,
+        };
+        if let Some(over) = self.attached(&prepared.spec_digest, post).await {
             return over;
         }
         self.gate.absent(self.at, "waiting for room in memory", false);
         let booking = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Over::Stopped,
-            booking = self.memory.book(&self.gate, &self.need) => booking,
+            booking = self.memory.book(&self.gate, &prepared.need) => booking,
         };
         let Some(booking) = booking else {
             return Over::Hopeless("needs more memory than `resources` has".to_owned());
@@ -129,36 +139,23 @@ impl Keeper {
             // Whoever waited has gone, or another server was quicker.
             return Over::Released;
         }
-        match self.start(failed).await {
-            Err(over) => over,
+        self.gate.absent(self.at, "starting", true);
+        self.tell_starting(&self.events, reason);
+        match self.supervisor.start(prepared, &self.stop).await {
             Ok(ready) => {
                 restarts.ready(Instant::now().into_std());
                 self.serve(ready, &booking, post).await
             }
-        }
-    }
-
-    /// Prepares and starts the server.
-    async fn start(&self, failed: Option<&str>) -> Result<Ready, Over> {
-        let reason = match failed {
-            None => "starting".to_owned(),
-            Some(why) => format!("starting again; before, {why}"),
-        };
-        self.gate.absent(self.at, "starting", true);
-        self.tell_starting(&self.events, reason);
-        let prepared = self.prepared().await?;
-        match self.supervisor.start(prepared, &self.stop).await {
-            Ok(ready) => Ok(ready),
-            Err(_) if self.stop.is_cancelled() => Err(Over::Stopped),
+            Err(_) if self.stop.is_cancelled() => Over::Stopped,
             Err(failure) => {
                 self.tell_log(&failure.log_tail);
                 if failure.stillborn && failed.is_none() {
-                    return Err(Over::Hopeless(in_full(&failure)));
+                    return Over::Hopeless(in_full(&failure));
                 }
-                Err(Over::Failed {
+                Over::Failed {
                     why: in_short(&failure),
                     explained: false,
-                })
+                }
             }
         }
     }
@@ -166,14 +163,21 @@ impl Keeper {
     /// All that a start needs.
     pub(super) async fn prepared(&self) -> Result<PreparedEngine, Over> {
         let (prepare, events) = (Arc::clone(&self.prepare), self.events.clone());
-        let (engine, replica) = (self.gate.name().to_owned(), self.replica());
+        let (engine, replica, stop) = (self.gate.name().to_owned(), self.replica(), self.stop.clone());
         let work = tokio::task::spawn_blocking(move || {
-            prepare(&|reason| {
-                events.send(Event::EngineStarting {
-                    engine: engine.clone(),
-                    replica,
-                    reason,
-                });
+            prepare(&|news| {
+                if stop.is_cancelled() {
+                    return ControlFlow::Break(());
+                }
+                if !news.is_empty() {
+                    let (engine, reason) = (engine.clone(), news.to_owned());
+                    events.send(Event::EngineStarting {
+                        engine,
+                        replica,
+                        reason,
+                    });
+                }
+                ControlFlow::Continue(())
             })
         });
         let prepared = tokio::select! {
@@ -211,7 +215,8 @@ impl Keeper {
                 biased;
                 () = self.stop.cancelled() => {
                     self.gate.drain(self.at);
-                    self.release(ready, "the run is over").await;
+                    let why = if self.shares.always() { "asked for" } else { "the run is over" };
+                    self.release(ready, why).await;
                     return Over::Stopped;
                 }
                 exit = ready.ended() => return self.ended(ready, exit.to_string(), false).await,

@@ -6,6 +6,7 @@
 mod attached;
 mod gate;
 mod keeper;
+mod launching;
 mod lease;
 mod memory;
 mod orders;
@@ -16,6 +17,7 @@ mod suspects;
 mod tending;
 
 pub use keeper::Prepare;
+pub(crate) use launching::words;
 pub use lease::Lease;
 pub use memory::{Budget, MemoryLedger};
 pub use orders::{ServerState, ServerView, Sharing};
@@ -27,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::client::adapter;
-use crate::engine::provision::Need;
 use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::{EventSender, Exchange, Recent, Retrying};
@@ -61,22 +62,13 @@ pub struct Broker {
     orders: Orders,
 }
 
-/// A server that is ours to run.
-#[derive(Clone)]
-pub struct Server {
-    /// Makes its preparation.
-    pub prepare: Arc<Prepare>,
-    /// What it takes of the machine.
-    pub need: Need,
-}
-
 /// A server with its place.
 #[derive(Clone)]
 struct Kept {
     gate: Arc<Gate>,
     at: usize,
     spec: Arc<EngineSpec>,
-    server: Server,
+    prepare: Arc<Prepare>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -164,7 +156,7 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::new`].
-    pub fn with_servers(mut self, spec: &EngineSpec, servers: Vec<Server>) -> Result<Self, SetupError> {
+    pub fn with_servers(mut self, spec: &EngineSpec, servers: Vec<Arc<Prepare>>) -> Result<Self, SetupError> {
         let places = servers.iter().map(|_| {
             let pace = Pace::new(spec.concurrency, None);
             Place::new(None, true, pace)
@@ -178,11 +170,11 @@ impl Broker {
             self.events.clone(),
         );
         let spec = Arc::new(spec.clone());
-        let kept = servers.into_iter().enumerate().map(|(at, server)| Kept {
+        let kept = servers.into_iter().enumerate().map(|(at, prepare)| Kept {
             gate: Arc::clone(&gate),
             at,
             spec: Arc::clone(&spec),
-            server,
+            prepare,
         });
         self.servers.extend(kept);
         self.put(gate);
@@ -197,8 +189,7 @@ impl Broker {
                 gate: Arc::clone(&kept.gate),
                 at: kept.at,
                 spec: Arc::clone(&kept.spec),
-                prepare: Arc::clone(&kept.server.prepare),
-                need: kept.server.need.clone(),
+                prepare: Arc::clone(&kept.prepare),
                 supervisor: supervisor.clone(),
                 memory: self.memory.clone(),
                 events: self.events.clone(),
