@@ -77,6 +77,15 @@ pub(crate) fn start_of(pid: u32) -> Option<u64> {
     Process::of(pid).map(|process| process.start_time)
 }
 
+/// How long ago a process started, by its start; where the system tells.
+pub(crate) fn age(start_time: u64) -> Option<std::time::Duration> {
+    /// Clock ticks per second in `/proc`, on every Linux there is.
+    const TICKS: f64 = 100.0;
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let up: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    std::time::Duration::try_from_secs_f64(up - start_time as f64 / TICKS).ok()
+}
+
 /// True while the process of this number and start lives.
 pub(crate) fn lives(pid: u32, start_time: u64) -> bool {
     Process { pid, start_time }.lives()

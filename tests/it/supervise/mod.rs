@@ -86,7 +86,6 @@ impl Yard {
             startup_timeout: Duration::from_secs(120),
             spec_digest: "digest".to_owned(),
             notes: Vec::new(),
-            secrets: Vec::new(),
         }
     }
 
