@@ -19,7 +19,7 @@ use super::meter::Meter;
 /// Twice the requests in flight must get at least this share of twice the work done, on a logarithmic scale.
 const WORTH: f64 = 0.15;
 /// The throughput that fewer in flight may cost, ln.
-const LOSS: f64 = 0.03;
+const LOSS: f64 = 0.02;
 /// The smallest and the largest step between levels, ln.
 const STEP: (f64, f64) = (0.22, std::f64::consts::LN_2);
 /// A trial lasts for so many latencies, and at least so long.
@@ -29,7 +29,11 @@ const EVERY: Duration = Duration::from_secs(3);
 const SELDOM: Duration = Duration::from_secs(48);
 /// A change of throughput at one level is news beyond so many standard errors, and so much, ln.
 const NEWS: (f64, f64) = (3.0, 0.1);
+/// Small deviations to one side add up to news, as far as each is larger than this (a CUSUM chart).
 const SLACK: f64 = 0.75;
+/// A request is worth its tokens and this many: the work of reading it, and all there is where tokens are not told.
+/// Rows with longer replies are no slower a server.
+const PROMPT: f64 = 32.0;
 /// Fewer requests than this are no measurement.
 const FEW: f64 = 12.0;
 
@@ -83,16 +87,19 @@ pub(super) struct Climb {
     below: (usize, Meter),
     /// Where the knee is being looked for with large steps.
     seeking: Option<Trial>,
+    /// By how much throughput fell when it was last forgotten, ln: the knee may have fallen as far.
+    fell: f64,
+    /// How far throughput at this level has drifted up and down, in standard errors beyond [`SLACK`].
+    drift: [f64; 2],
     /// How much more the measurements scatter than chance alone would make them: variance, 1 = a Poisson process.
     scatter: f64,
-    /// Mean latency of the last requests, s, and mean tokens.
+    /// Mean latency of the last requests, s.
     latency: f64,
-    tokens: f64,
     next_above: Option<Instant>,
     next_below: Option<Instant>,
     below_every: Duration,
-    fell: f64,
-    drift: [f64; 2],
+    /// How many more may go with each request that ends, on the way to a level.
+    stride: usize,
 }
 
 impl Climb {
@@ -111,12 +118,12 @@ impl Climb {
             seeking: Some(Trial::Above),
             scatter: 1.0,
             latency: 0.0,
-            tokens: 0.0,
             next_above: None,
             next_below: None,
             below_every: EVERY,
             fell: 0.0,
             drift: [0.0; 2],
+            stride: 3,
         }
     }
 
@@ -132,31 +139,29 @@ impl Climb {
     /// Goes on from another level, and never beyond `max`.
     pub(super) fn restart(&mut self, now: Instant, base: usize, max: usize) {
         self.max = max.max(1);
+        self.stride = 1;
         self.base = base.clamp(1, self.max);
         self.forget();
         self.seeking = None;
         self.next_above = Some(now + self.pause(EVERY, 2.0));
+        self.next_below = Some(now + self.pause(SELDOM, 16.0));
         self.stay();
         self.limit = self.base;
     }
 
-    /// Levels beyond `max` are no longer, or again, allowed.
-    pub(super) fn set_max(&mut self, max: usize) {
+    /// No level beyond `max` is tried; with `go`, the level that stands goes there at once.
+    pub(super) fn set_max(&mut self, max: usize, go: bool) {
         self.max = max.max(self.base);
+        if go && self.trial == Trial::Here && self.base < self.max {
+            self.base = self.max;
+            self.level = self.max;
+            self.limit = self.max;
+        }
     }
 
-    pub(super) fn finished(&mut self, now: Instant, done: &Done) -> Moved {
-        let weight = (2.0 / (self.limit as f64 + 1.0)).clamp(0.02, 0.2);
-        let took = done.took.as_secs_f64();
-        let fade = |mean: f64, value: f64| {
-            if mean > 0.0 {
-                mean + weight * (value - mean)
-            } else {
-                value
-            }
-        };
-        self.latency = fade(self.latency, took);
-        self.tokens = fade(self.tokens, done.tokens as f64);
+    /// A request was answered; `latency` is the mean of the last ones, seconds.
+    pub(super) fn finished(&mut self, now: Instant, done: &Done, latency: f64) -> Moved {
+        self.latency = latency;
         // What holds requests back is not the limit: nothing can be learnt about it.
         let slack = 1 + self.limit / 16;
         if !done.queued || done.in_flight + slack < self.limit {
@@ -169,7 +174,7 @@ impl Climb {
         match self.stage {
             Stage::Moving => {
                 self.limit = match self.trial {
-                    Trial::Above => (self.limit + 3).min(self.level),
+                    Trial::Above => (self.limit + self.stride).min(self.level),
                     Trial::Here | Trial::Below => self.level,
                 };
                 if self.limit == self.level && done.in_flight <= self.level + slack {
@@ -200,7 +205,7 @@ impl Climb {
                     moved = self.judge(now, next.saturating_duration_since(since));
                 }
                 if matches!(self.stage, Stage::Measuring { .. }) {
-                    self.window.add(1.0);
+                    self.window.add(PROMPT + done.tokens as f64);
                 }
                 moved
             }
@@ -289,7 +294,7 @@ impl Climb {
             self.above.1 = measured;
             self.seeking = None;
             self.next_above = Some(now + self.pause(EVERY, 2.0));
-            self.next_below.get_or_insert(now + self.pause(EVERY, 8.0));
+            self.next_below.get_or_insert(now + self.pause(2 * EVERY, 16.0));
             self.stay();
         }
         Moved::No
@@ -301,10 +306,10 @@ impl Climb {
         let error = error * self.scatter.sqrt();
         let step = (self.base as f64 / self.level as f64).ln();
         // As much as before, and surely not as much less as there are fewer in flight.
-        let certain = gain - 2.0 * error > -0.5 * step;
+        let certain = gain - 2.5 * error > -0.5 * step;
         let seeking = self.seeking.is_some();
         let good = if seeking {
-            gain - error > -0.25 * step || (whole && gain > -0.35 * step)
+            gain - 1.5 * error > -0.3 * step || (whole && gain > -0.1 * step)
         } else {
             certain && gain > -LOSS && (whole || gain - error > -LOSS)
         };
