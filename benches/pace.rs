@@ -4,6 +4,15 @@
 //!
 //! The servers and the gate are those of `tests/it/pace_model.rs`, which the tests of `pace.rs` assert on.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "a script over a module of the tests"
+)]
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -122,7 +131,6 @@ fn main() {
 }
 
 /// Prints what each stretch between two moves was like, 10 s after the first of them.
-#[expect(clippy::print_stdout, reason = "a script")]
 fn told(name: &str, model: &Model, run: &Ran) {
     for (n, (moved, knee)) in model.knees.iter().enumerate() {
         let end = model.knees.get(n + 1).map_or(model.end, |(next, _)| *next);

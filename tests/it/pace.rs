@@ -305,7 +305,7 @@ proptest! {
         for (call, ms, n, queued) in calls {
             let now = time.after(ms % 3000);
             match call {
-                0 => pace.released(now, n),
+                0 if pace.release_at(now).is_none() => pace.released(now, n),
                 1 => pace.pushed_back(now, queued.then(|| Duration::from_millis(ms))),
                 2 if n % 20 == 0 => pace.slots(queued.then_some(n)),
                 _ => {

@@ -40,8 +40,11 @@ const FEW: f64 = 12.0;
 /// Which level is being measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
+    /// The one that stands.
     Here,
+    /// One with more in flight.
     Above,
+    /// One with fewer.
     Below,
 }
 
@@ -63,8 +66,11 @@ enum Stage {
 /// What a finished request has made of the level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moved {
+    /// It stands where it stood.
     No,
+    /// More in flight got more done.
     Up,
+    /// Fewer in flight got as much done.
     Down,
 }
 
@@ -103,6 +109,7 @@ pub(super) struct Climb {
 }
 
 impl Climb {
+    /// Begins at a level and looks upwards.
     pub(super) fn new(start: usize, max: usize) -> Self {
         Self {
             base: start,
@@ -127,6 +134,7 @@ impl Climb {
         }
     }
 
+    /// Requests that may be in flight now.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
@@ -196,13 +204,16 @@ impl Climb {
             Stage::Measuring { since, period, next } => {
                 let mut moved = Moved::No;
                 if now >= next {
-                    self.window.lasted(next.saturating_duration_since(since));
+                    // The last whole one that has passed; of a slow server several may have.
+                    let passed = now.saturating_duration_since(since).as_secs_f64() / period.as_secs_f64();
+                    let lasted = period.mul_f64(passed.floor().max(1.0));
+                    self.window.lasted(lasted);
                     self.stage = Stage::Measuring {
                         since,
                         period,
-                        next: next + period,
+                        next: since + lasted + period,
                     };
-                    moved = self.judge(now, next.saturating_duration_since(since));
+                    moved = self.judge(now, lasted);
                 }
                 if matches!(self.stage, Stage::Measuring { .. }) {
                     self.window.add(PROMPT + done.tokens as f64);
@@ -231,19 +242,24 @@ impl Climb {
         };
     }
 
+    /// Looks at a measurement; it may be too early to say.
     fn judge(&mut self, now: Instant, lasted: Duration) -> Moved {
         if self.window.requests() < FEW {
             return Moved::No;
         }
         let whole = lasted.as_secs_f64() >= self.trial_length();
         match self.trial {
-            Trial::Here => self.judge_here(now, whole),
+            Trial::Here => {
+                self.judge_here(now, whole);
+                Moved::No
+            }
             Trial::Above => self.judge_above(now, whole),
             Trial::Below => self.judge_below(now, whole),
         }
     }
 
-    fn judge_here(&mut self, now: Instant, whole: bool) -> Moved {
+    /// Measured where it stands: remembers it, unless it has changed.
+    fn judge_here(&mut self, now: Instant, whole: bool) {
         let (gain, chance) = self.window.gain(&self.here);
         if chance.is_finite() {
             let z = gain / (chance * self.scatter.sqrt());
@@ -260,18 +276,19 @@ impl Climb {
                 return self.go_on(now);
             }
             if !whole {
-                return Moved::No;
+                return;
             }
             self.drift = drift;
             let raw = (gain / chance).powi(2).min(9.0);
             self.scatter = (self.scatter + 0.1 * (raw - self.scatter)).clamp(0.1, 4.0);
         } else if !whole && self.window.requests() < 2.0 * FEW {
-            return Moved::No;
+            return;
         }
         self.here = self.here.with(&self.window);
         self.go_on(now)
     }
 
+    /// More in flight: it stays when that got more done.
     fn judge_above(&mut self, now: Instant, whole: bool) -> Moved {
         let measured = self.above.1.unless_news(&self.window, self.scatter);
         let (gain, error) = measured.gain(&self.here);
@@ -300,6 +317,7 @@ impl Climb {
         Moved::No
     }
 
+    /// Fewer in flight: it stays when that got as much done.
     fn judge_below(&mut self, now: Instant, whole: bool) -> Moved {
         let measured = self.below.1.unless_news(&self.window, self.scatter);
         let (gain, error) = measured.gain(&self.here);
@@ -335,7 +353,7 @@ impl Climb {
     }
 
     /// Chooses what is tried next.
-    fn go_on(&mut self, now: Instant) -> Moved {
+    fn go_on(&mut self, now: Instant) {
         let due = |at: Option<Instant>| at.is_none_or(|at| now >= at);
         let step = self.step();
         let up = ((self.base as f64 * step.exp()).round() as usize)
@@ -380,9 +398,9 @@ impl Climb {
                 self.trial = Trial::Here;
             }
         }
-        Moved::No
     }
 
+    /// Goes to a level, to measure it once it is reached.
     fn try_level(&mut self, trial: Trial, level: usize) {
         self.trial = trial;
         self.level = level;
@@ -395,6 +413,7 @@ impl Climb {
         self.try_level(Trial::Here, self.base);
     }
 
+    /// Nothing that was measured holds any more.
     fn forget(&mut self) {
         self.drift = [0.0; 2];
         self.here = Meter::default();
@@ -417,6 +436,7 @@ impl Climb {
         (3.0 * (2.0 * self.scatter / requests).sqrt()).clamp(STEP.0, STEP.1)
     }
 
+    /// Seconds that a trial lasts at most.
     fn trial_length(&self) -> f64 {
         (TRIAL.0 * self.latency).max(TRIAL.1)
     }

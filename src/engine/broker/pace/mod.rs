@@ -32,6 +32,9 @@ use spread::Spread;
 /// a connection: many systems allow a process 1,024 open files.
 pub const AUTO: (usize, usize) = (8, 512);
 
+/// No request is taken to last for longer.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// What pushed back is tried again after so long, then after twice as long each time.
 const HOLD: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
@@ -115,6 +118,7 @@ pub struct Pace {
     wall: Option<Wall>,
     /// Mean latency of the last requests, s.
     latency: f64,
+    /// Requests in flight, as was last told.
     in_flight: usize,
     /// Requests in flight at the last push-back, and how many in a row came at about that number.
     pushed: (usize, u32),
@@ -127,7 +131,7 @@ enum How {
     /// Nothing: it grows back to the ceiling, by one per window of answers.
     Steady { limit: usize, window: usize, auto: bool },
     /// Throughput.
-    Climbing(Climb),
+    Climbing(Box<Climb>),
 }
 
 /// More than `at` in flight were too many.
@@ -144,7 +148,7 @@ impl Pace {
         let (limit, how) = match (concurrency, slots) {
             (Concurrency::Fixed(n), _) => (n.max(1), None),
             (Concurrency::Auto, Some(slots)) => (with_surplus(slots), None),
-            (Concurrency::Auto, None) => (AUTO.0, Some(Climb::new(AUTO.0, AUTO.1))),
+            (Concurrency::Auto, None) => (AUTO.0, Some(Box::new(Climb::new(AUTO.0, AUTO.1)))),
         };
         Self {
             ceiling: how.as_ref().map_or(limit, |_| AUTO.1),
@@ -193,7 +197,7 @@ impl Pace {
     /// A request was answered.
     pub fn finished(&mut self, now: Instant, done: Done) {
         let weight = (2.0 / (self.limit() as f64 + 1.0)).clamp(0.02, 0.2);
-        let took = done.took.as_secs_f64();
+        let took = done.took.min(DAY).as_secs_f64();
         self.latency = if self.latency > 0.0 {
             self.latency + weight * (took - self.latency)
         } else {
@@ -233,6 +237,7 @@ impl Pace {
     /// it wants nothing at all.
     pub fn pushed_back(&mut self, now: Instant, retry_after: Option<Duration>) {
         self.summary.push_backs += 1;
+        let before = self.limit();
         let n = self.in_flight.max(1);
         let latency = if self.latency > 0.0 { self.latency } else { 1.0 };
         let same = n.abs_diff(self.pushed.0) <= n / 10;
@@ -244,11 +249,15 @@ impl Pace {
         };
         self.spread
             .pushed_back(now, retry_after, n as f64 / latency, by_rate);
+        if let How::Steady { limit, window, .. } = &mut self.how {
+            *limit = (*limit / 2).max(1);
+            *window = 0;
+        }
         if by_rate {
             return self.moved(Reason::PushedBack);
         }
         // Never more than before: of those in flight some may have gone when it was higher.
-        let at = (n - (n / 20).max(1).min(n - 1)).min(self.limit());
+        let at = (n - (n / 20).max(1).min(n - 1)).min(before);
         let hold = match self.wall {
             // Where it was before: seldom again.
             Some(wall) if now >= wall.since + wall.hold / 8 && at.abs_diff(wall.at) <= 1 + at / 4 => {
@@ -258,12 +267,8 @@ impl Pace {
             None => HOLD.0,
         };
         self.wall = Some(Wall { at, since: now, hold });
-        match &mut self.how {
-            How::Steady { limit, window, .. } => {
-                *limit = (*limit / 2).max(1);
-                *window = 0;
-            }
-            How::Climbing(climb) => climb.restart(now, at, at),
+        if let How::Climbing(climb) = &mut self.how {
+            climb.restart(now, at, at);
         }
         self.moved(Reason::PushedBack);
     }

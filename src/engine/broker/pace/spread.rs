@@ -19,6 +19,7 @@ const HASTE: f64 = 1.2;
 const SLOW: f64 = 5.0;
 /// A push-back so soon after the pause: the rate was far too high.
 const SOON: Duration = Duration::from_secs(2);
+/// Then this part of it is tried, at the second one in a row this, and half from the third on.
 const SOON_PARTS: [f64; 2] = [0.85, 0.7];
 /// A pause this long is part of the server's count of requests per time.
 const LONG: Duration = Duration::from_secs(5);
@@ -30,6 +31,7 @@ const LATE: Duration = Duration::from_millis(10);
 pub(super) struct Spread {
     /// Requests per second after the last push-back, and since when it rises from there.
     base: Option<(f64, Instant)>,
+    /// The next request goes no sooner.
     next: Option<Instant>,
     /// What was answered since requests went out again, and when that was.
     cycle: Option<(u64, Instant)>,
@@ -42,17 +44,20 @@ pub(super) struct Spread {
 }
 
 impl Spread {
+    /// The next request goes no sooner.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
+    /// A request was answered.
     pub(super) fn finished(&mut self) {
         if let Some((done, _)) = &mut self.cycle {
             *done += 1;
         }
     }
 
-    /// `most`: requests per second by what is in flight; `by_rate`: their number is not what the server minds.
+    /// The server pushed back. `most`: requests per second by what is in flight; `by_rate`: their number is not
+    /// what the server minds.
     pub(super) fn pushed_back(
         &mut self,
         now: Instant,
@@ -79,7 +84,7 @@ impl Spread {
         }
     }
 
-    /// `most`: requests per second that the limit lets through.
+    /// A request goes; `most`: requests per second that the limit lets through.
     pub(super) fn released(&mut self, now: Instant, most: f64) {
         let (done, since) = *self.cycle.get_or_insert((0, now));
         if let Some((pushed, rate)) = self.pushed.take() {
@@ -88,7 +93,7 @@ impl Spread {
             } else {
                 rate
             };
-            self.base = Some((base.max(0.01), now));
+            self.base = Some((base.max(0.02), now));
             self.cycle = Some((0, now));
         }
         let Some((base, since)) = self.base else { return };
