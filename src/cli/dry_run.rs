@@ -9,6 +9,7 @@ use super::args::{Global, RunArgs};
 use super::inspect::tree_options;
 use super::{Exit, explain_error, printer::Printer};
 use crate::engine::broker::Broker;
+use crate::engine::client::adapter;
 use crate::engine::client::address;
 use crate::event::{EventSender, counted};
 use crate::node::ahead::{Ahead, CHILDREN, Preview};
@@ -36,10 +37,14 @@ pub(super) fn dry_run(
         ..spec.clone()
     });
     let specs: Vec<EngineSpec> = specs.collect();
-    let broker = match Broker::new(&specs, EventSender::none()) {
-        Ok(broker) => Arc::new(broker),
-        Err(error) => return usage(printer, &explain_error(&error)),
-    };
+    let mut broker = Broker::empty(EventSender::none());
+    for spec in &specs {
+        broker = match adapter(spec) {
+            Ok(engine) => broker.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait),
+            Err(error) => return usage(printer, &explain_error(&error)),
+        };
+    }
+    let broker = Arc::new(broker);
     let answers: Arc<dyn Answers> = Arc::new(NoAnswers);
     let steps = plan.nodes.iter().map(|node| match &node.kind {
         NodeKind::Step(step) => Step::new(node, step, broker.clone(), answers.clone()),

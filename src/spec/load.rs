@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::Span;
-use super::chain::{self, ChainSpec};
+use super::chain::{self, ChainSpec, EngineDecl};
 use super::problem::{Code, Problems, Sources, suggest};
 use super::yaml::{self, Entry};
+use super::{Resources, Span};
 
 /// What the user named on the command line.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         }
         Some(root)
     });
-    let mut spec = root.and_then(|root| chain::read(&root, problems));
+    let mut spec = root.and_then(|root| chain::read(&root, folder_of(&input.path), problems));
     let mut unread = false;
     for path in &input.engines {
         let Some(text) = read_file(path, "engines file", problems) else {
@@ -62,9 +62,11 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         };
         let file = sources.add(path, &text);
         if let Some(root) = yaml::parse(file, &text, problems) {
-            let engines = chain::read_engines_file(&root, problems);
+            let read = chain::read_engines_file(&root, folder_of(path), problems);
+            unread |= read.unread;
             if let Some(spec) = &mut spec {
-                spec.engines.extend(engines);
+                spec.engines.extend(read.engines);
+                spec.resources = spec.resources.or(read.resources);
             }
         } else {
             unread = true;
@@ -78,8 +80,33 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         let known = !spec.unread.contains(&"vars");
         apply_set(set, &mut spec.vars, known, sources, problems);
     }
-    check_engine_names(&spec, sources, problems);
+    check_engine_names(&spec.engines, sources, problems);
     Some(spec)
+}
+
+/// The engines of a chain file or of an engines file, and what they may use together. Every problem is noted, also what
+/// this version does not serve; `None` when there is nothing to speak of.
+pub fn load_engines(
+    path: &Path,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<(Vec<EngineDecl>, Resources)> {
+    let text = read_file(path, "chain or engines file", problems)?;
+    let file = sources.add(path, &text);
+    let root = yaml::parse(file, &text, problems)?;
+    if root.get("steps").is_none() {
+        let read = chain::read_engines_file(&root, folder_of(path), problems);
+        check_engine_names(&read.engines, sources, problems);
+        return Some((read.engines, read.resources));
+    }
+    let spec = chain::read(&root, folder_of(path), problems)?;
+    check_engine_names(&spec.engines, sources, problems);
+    Some((spec.engines, spec.resources))
+}
+
+/// The folder of a file.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// Reads a file as text; `what` it is, is for the message.
@@ -213,13 +240,13 @@ fn apply_set(set: &str, vars: &mut [Entry], known: bool, sources: &mut Sources, 
     }
 }
 
-fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Problems) {
+fn check_engine_names(engines: &[EngineDecl], sources: &Sources, problems: &mut Problems) {
     let mut seen: HashMap<&str, Span> = HashMap::new();
-    for engine in &spec.engines {
+    for engine in engines {
         let (name, span) = (engine.name.value.as_str(), engine.name.span);
         match seen.get(name) {
-            // Twice in one file is a key that stands twice, which the YAML reader reports.
-            Some(first) if first.file != span.file => {
+            // A key that stands twice in one mapping is reported by the YAML reader and comes here once.
+            Some(first) => {
                 let place = sources.line(*first, span);
                 problems
                     .add(
@@ -231,7 +258,6 @@ fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Proble
                         "the other one is on {place}; rename or remove one of them"
                     ));
             }
-            Some(_) => {}
             None => {
                 seen.insert(name, span);
             }

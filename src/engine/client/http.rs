@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::fault;
 use super::limits::Limits;
 use crate::clock::Clock;
-use crate::engine::{CallError, Pressure};
+use crate::engine::{BROKEN, CallError, Pressure};
 use crate::failpoint;
 use crate::row::ErrorKind;
 use crate::spec::{EngineSpec, Timeouts};
@@ -280,7 +280,8 @@ fn client(url: &reqwest::Url, connect: Duration) -> Result<reqwest::Client, Stri
         .map_err(|error| format!("cannot set up TLS: {}", root_cause(&error)))
 }
 
-fn no_certificates() -> Result<rustls::ClientConfig, String> {
+/// TLS that trusts nobody, for clients that speak plain HTTP only: nothing then depends on the machine having certificates.
+pub(in crate::engine) fn no_certificates() -> Result<rustls::ClientConfig, String> {
     Ok(
         rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()
@@ -302,7 +303,7 @@ fn broken(error: &reqwest::Error) -> CallError {
     if !error.is_connect() {
         return CallError::Transport {
             kind: ErrorKind::Http,
-            message: "the connection broke before the reply was complete".to_owned(),
+            message: BROKEN.to_owned(),
         };
     }
     let cause = root_cause(error);

@@ -18,6 +18,8 @@ mod connection;
 
 use std::sync::Arc;
 
+pub(in crate::engine) use http::no_certificates;
+
 use crate::engine::{SetupError, SharedEngine};
 use crate::spec::{Backend, EngineSpec};
 
@@ -39,6 +41,17 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
             });
         }
     })
+}
+
+/// As [`adapter`], for a server that chainette runs: `seen` is called whenever a part of a streamed reply comes in.
+///
+/// # Errors
+/// As for [`adapter`].
+pub(crate) fn watched(
+    spec: &EngineSpec,
+    seen: impl Fn() + Send + Sync + 'static,
+) -> Result<SharedEngine, SetupError> {
+    Ok(Arc::new(openai::OpenAi::new(spec)?.watched(Arc::new(seen))))
 }
 
 /// Where an engine's requests go: `endpoint`, with what its user left out.
