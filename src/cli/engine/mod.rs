@@ -4,6 +4,8 @@ mod provision;
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
+
 use super::args::{EngineArgs, EngineCommand, PoolsArgs};
 use super::{Exit, printer::Printer};
 use crate::engine::provision::{Machine, Missing, Plan, plan_all};
@@ -32,12 +34,18 @@ pub(super) fn planned(
     })
 }
 
-/// Everything that is missing, as people read it.
+/// Everything that is missing, as people read it; what several engines miss is told once.
 fn list(missing: &[Missing]) -> String {
-    let lines: Vec<String> = missing
-        .iter()
-        .map(|missing| format!("error: {missing}"))
-        .collect();
+    let mut grouped: IndexMap<(&str, &str), Vec<String>> = IndexMap::new();
+    for Missing { engine, what, how } in missing {
+        let engines = grouped.entry((what, how)).or_default();
+        engines.push(format!("`{engine}`"));
+    }
+    let line = |((what, how), engines): (&(&str, &str), &Vec<String>)| {
+        let noun = if engines.len() == 1 { "engine" } else { "engines" };
+        format!("error: {noun} {}: {what}\n  {how}", engines.join(", "))
+    };
+    let lines: Vec<String> = grouped.iter().map(line).collect();
     lines.join("\n")
 }
 
