@@ -44,6 +44,7 @@ pub(crate) enum Exit {
 
 /// The program.
 pub fn main() -> ExitCode {
+    crate::engine::supervise::guard_main();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) if error.use_stderr() => {

@@ -2,13 +2,15 @@
 
 mod provision;
 
-use std::path::{Path, PathBuf};
-
 use indexmap::IndexMap;
 
 use super::args::{EngineArgs, EngineCommand, PoolsArgs};
 use super::{Exit, printer::Printer};
+use crate::engine::SetupError;
+use crate::engine::broker::{Broker, Budget, Sharing};
 use crate::engine::provision::{Machine, Missing, Plan, plan_all};
+use crate::engine::warm::WarmFolder;
+use crate::event::EventSender;
 use crate::plan::Report;
 use crate::spec::{EngineSpec, Problems, Resources, Sources, load_engines, suggest};
 
@@ -19,19 +21,51 @@ pub(super) fn engine(args: &EngineArgs, printer: Printer) -> Exit {
     }
 }
 
-/// Plans the engines that are started here, each at its place in the list; what is missing is shown, all at once.
+/// The engines of a chain, planned.
+#[derive(Default)]
+pub(super) struct Planned {
+    /// By engine; none for those that somebody else runs.
+    plans: Vec<Option<Plan>>,
+    budget: Budget,
+}
+
+/// Plans the engines that are started here; what is missing is shown, all at once.
 pub(super) fn planned(
     engines: &[EngineSpec],
     resources: &Resources,
     printer: Printer,
-) -> Result<Vec<Option<Plan>>, Exit> {
+) -> Result<Planned, Exit> {
     if !engines.iter().any(EngineSpec::is_launched) {
-        return Ok(engines.iter().map(|_| None).collect());
+        return Ok(Planned::default());
     }
-    plan_all(engines, resources, &Machine::look()).map_err(|missing| {
+    let machine = Machine::look();
+    let plans = plan_all(engines, resources, &machine).map_err(|missing| {
         printer.error(&list(&missing));
         Exit::Usage
-    })
+    })?;
+    let budget = Budget::of(&machine, resources);
+    Ok(Planned { plans, budget })
+}
+
+impl Planned {
+    /// The engines of a run: warm ones where there are such, else its own.
+    pub(super) fn broker(self, engines: &[EngineSpec], events: EventSender) -> Result<Broker, SetupError> {
+        let Self { plans, budget } = self;
+        if plans.is_empty() {
+            return Broker::new(engines, events);
+        }
+        let warm = WarmFolder::locate().map_err(|message| SetupError {
+            engine: plans
+                .iter()
+                .flatten()
+                .map(|plan| plan.spec().name.clone())
+                .next()
+                .unwrap_or_default(),
+            message,
+        })?;
+        let broker = Broker::of(engines, &plans, budget, warm.path(), events)?;
+        Ok(broker.with_sharing(Sharing::Uses(warm)))
+    }
 }
 
 /// Everything that is missing, as people read it; what several engines miss is told once.
@@ -76,19 +110,4 @@ fn declared(args: &PoolsArgs, printer: Printer) -> Result<(Vec<EngineSpec>, Reso
         return Err(Exit::Usage);
     }
     Ok((specs, resources))
-}
-
-/// Where the state of engines is kept between commands.
-fn state_folder() -> Result<PathBuf, String> {
-    let base = std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .filter(|base| base.is_absolute())
-        .or_else(|| {
-            let home = std::env::home_dir().filter(|home| home.is_absolute())?;
-            Some(home.join(".local/state"))
-        });
-    base.map(|base| base.join(Path::new("chainette/engines")))
-        .ok_or_else(|| {
-            "there is no home folder to keep state in\n  set XDG_STATE_HOME to a folder".to_owned()
-        })
 }

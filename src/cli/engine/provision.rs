@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::super::args::ProvisionArgs;
 use super::super::{Exit, printer::Printer};
-use super::{declared, list, state_folder};
+use super::{declared, list};
 use crate::engine::provision::{
     Machine, Missing, Need, Plan, PreparedEngine, Progress, attach, bytes, plan_all, prepare,
 };
+use crate::engine::warm::WarmFolder;
 use crate::spec::EngineSpec;
 
 /// Between two lines about one file.
@@ -85,7 +86,8 @@ fn external(spec: &EngineSpec) -> Shown {
 }
 
 fn prepare_all(specs: &[EngineSpec], plans: &[Option<Plan>], printer: Printer) -> Result<Vec<Shown>, String> {
-    let state = state_folder()?;
+    let warm = WarmFolder::locate()?;
+    let state = warm.path();
     let mut all = Vec::new();
     for (spec, plan) in specs.iter().zip(plans) {
         let Some(plan) = plan else {
@@ -94,7 +96,7 @@ fn prepare_all(specs: &[EngineSpec], plans: &[Option<Plan>], printer: Printer) -
         };
         let mut teller = Teller::new(&spec.name, printer);
         for replica in 0..spec.launch.replicas {
-            let prepared = prepare(plan, replica, &state, &mut |progress| {
+            let prepared = prepare(plan, replica, state, &mut |progress| {
                 teller.hear(progress);
                 ControlFlow::Continue(())
             });

@@ -36,7 +36,9 @@ impl Budget {
         };
         left.ram = ram;
         for (device, bytes) in &need.vram {
-            let Some(free) = left.vram.get_mut(device) else { return *bytes == 0 };
+            let Some(free) = left.vram.get_mut(device) else {
+                return *bytes == 0;
+            };
             match free.checked_sub(*bytes) {
                 Some(rest) => *free = rest,
                 None => return false,
@@ -177,6 +179,13 @@ impl MemoryLedger {
             id,
             evict,
         })
+    }
+
+    /// Asks every engine that nobody uses to go.
+    pub(super) fn flush(&self) {
+        for evict in lock(&self.0.books).booked.values().map(|entry| &entry.evict) {
+            evict.ask("a flush");
+        }
     }
 
     /// Asks the engine that nobody uses, and that was used longest ago, to go; all servers of it.
