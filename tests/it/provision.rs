@@ -1,11 +1,17 @@
 //! Engines that chainette starts: what is planned, what is missing, and what comes from the hub.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use chainette::engine::provision::Gguf;
+use chainette::engine::provision::{
+    Gguf, Gpu, HubSettings, Machine, Mode, PrepareError, PreparedEngine, Progress, attach, free_port,
+    plan_all, prepare,
+};
+use chainette::spec::{Backend, EngineSpec, Resources};
 use serde_json::{Value, json};
 
 use crate::gguf_file::{Kv, gguf, small};
@@ -1073,5 +1079,196 @@ fn references_that_are_none() {
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A machine as a library's user may make one up.
+fn machine(place: &Place) -> Machine {
+    let hub = HubSettings {
+        cache: Some(place.dir.path().join("hf/hub")),
+        endpoint: place.hub.clone().unwrap_or_default(),
+        ..HubSettings::default()
+    };
+    Machine {
+        path: vec![place.dir.path().join("bin")],
+        ram: 8 << 30,
+        hub,
+        ..Machine::default()
+    }
+}
+
+#[test]
+fn a_preparation_can_be_ended_and_goes_on_later() {
+    let mut place = Place::with_programs();
+    let hub = Hub::start(&[("m.gguf", &large())]);
+    place.hub = Some(hub.url());
+    let machine = machine(&place);
+    let spec = EngineSpec::new("e", Backend::LlamaCpp, "hf:org/repo/m.gguf");
+    let state = place.dir.path().join("state");
+    let plans = plan_all(
+        &[spec.clone(), spec.at("http://127.0.0.1:9")],
+        &Resources::default(),
+        &machine,
+    );
+    let plans = plans.expect("nothing is missing");
+    assert!(plans[1].is_none(), "someone else's");
+    let plan = plans[0].as_ref().expect("ours");
+    assert_eq!(
+        (plan.need(), plan.downloads()),
+        (None, Some("hf:org/repo/m.gguf".to_owned()))
+    );
+    let mut heard = 0;
+    let ended = prepare(plan, 0, &state, &mut |progress| {
+        heard += 1;
+        match progress {
+            Progress::Downloading { done, .. } if done > 0 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    assert!(matches!(ended, Err(PrepareError::Cancelled)), "{ended:?}");
+    assert!(heard > 0);
+    let prepared = prepare(plan, 1, &state, &mut |_| ControlFlow::Continue(())).expect("it goes on");
+    assert_eq!((prepared.label().as_str(), prepared.slots), ("e-1", Some(4)));
+    assert_eq!(prepared.url(), format!("http://127.0.0.1:{}", prepared.port));
+    let whole: u64 = large().len() as u64;
+    assert!(prepared.need.ram > whole && prepared.need.vram.is_empty());
+    // What was prepared is data: it survives being written.
+    let text = serde_json::to_string(&prepared).expect("JSON");
+    assert_eq!(
+        serde_json::from_str::<PreparedEngine>(&text).expect("the same"),
+        prepared
+    );
+    // A machine with less memory learns of it when the model is there.
+    let small = Machine {
+        ram: 1 << 20,
+        ..machine
+    };
+    let plan = plan_all(&[spec], &Resources::default(), &small).expect_err("it never fits");
+    assert!(plan[0].what.contains("engines may use 819 KiB here"), "{plan:?}");
+}
+
+#[test]
+fn two_at_once_fetch_one_model() {
+    let mut place = Place::with_programs();
+    let hub = Hub::start(&[("m.gguf", &large())]);
+    place.hub = Some(hub.url());
+    place.file(
+        "engines.yaml",
+        "engines: {e: {backend: llamacpp, model: 'hf:org/repo/m.gguf', replicas: 2}}\n",
+    );
+    let both = [0, 1].map(|_| {
+        let mut command = place.command(&["engine", "provision", "engines.yaml"]);
+        command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        command.spawn().expect("the command starts")
+    });
+    for child in both {
+        let output = child.wait_with_output().expect("it ends");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let path = place
+        .dir
+        .path()
+        .join(format!("hf/hub/models--org--repo/snapshots/{COMMIT}/m.gguf"));
+    assert_eq!(sha256(&fs::read(path).expect("it is there")), sha256(&large()));
+}
+
+#[test]
+fn a_port_is_the_preferred_one_if_it_is_free() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let other = free_port("127.0.0.1", Some(port)).expect("another one");
+    assert_ne!(other, port);
+    assert_eq!(free_port("127.0.0.1", Some(other)).expect("it is free"), other);
+    assert!(free_port("no such host", None).is_err());
+}
+
+#[test]
+fn someone_elses_server_is_attached_to() {
+    let spec = EngineSpec::new("e", Backend::Vllm, "m").at("http://h:1/v1");
+    let attached = attach(&spec);
+    assert_eq!(
+        (attached.mode, attached.url().as_str()),
+        (Mode::External, "http://h:1/v1")
+    );
+    assert!(attached.environment().is_empty());
+}
+
+#[test]
+fn a_server_sees_its_gpus_by_the_numbers_of_nvidia_smi() {
+    let place = Place::with_programs();
+    let gpu = |index| Gpu {
+        index,
+        memory: 1 << 34,
+    };
+    let machine = Machine {
+        gpus: vec![gpu(0), gpu(1)],
+        ..machine(&place)
+    };
+    let mut spec = EngineSpec::new("e", Backend::LlamaCpp, "m.gguf");
+    spec.launch.folder = place.path("");
+    spec.launch.devices = Some(vec![1]);
+    spec.launch.env = vec![("A".to_owned(), "b".to_owned())];
+    spec.api_key_env = Some("PATH".to_owned());
+    let plans = plan_all(&[spec], &Resources::default(), &machine).expect("nothing is missing");
+    let preview = plans[0].as_ref().expect("ours").preview(0);
+    let environment: BTreeMap<String, String> = preview
+        .environment()
+        .into_iter()
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
+        .collect();
+    let path = std::env::var("PATH").expect("there is one");
+    let expected = [
+        ("A", "b"),
+        ("CUDA_VISIBLE_DEVICES", "1"),
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        ("LLAMA_API_KEY", path.as_str()),
+    ];
+    assert_eq!(
+        environment,
+        expected
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into()
+    );
+    assert!(
+        !serde_json::to_string(&preview).expect("JSON").contains(&path),
+        "a key is never written"
+    );
+    assert!(
+        !preview.arguments().concat().contains(&path),
+        "nor is it an argument"
+    );
+}
+
+#[test]
+fn a_dry_run_of_a_chain_says_where_it_will_ask() {
+    let place = Place::with_programs();
+    place.file(
+        "chain.yaml",
+        "engines: {e: {backend: llamacpp, model: m.gguf}}\nsteps: [{id: a, engine: e, user_prompt: hi}]\n",
+    );
+    place.file("in.jsonl", "{}\n");
+    let ran = place.run(&["run", "chain.yaml", "in.jsonl", "out", "--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stdout
+            .contains("POST http://127.0.0.1:PORT/v1/chat/completions"),
+        "{}",
+        ran.stdout
+    );
+    assert_eq!(
+        listing(place.dir.path()),
+        ["bin", "files"].map(str::to_owned).into(),
+        "nothing was written"
     );
 }
