@@ -41,6 +41,8 @@ pub struct RunConfig {
     pub limit: Option<u64>,
     /// Keep answers (not `--no-ledger`).
     pub ledger: bool,
+    /// Bytes of disk for rows that wait for an engine which does not fit beside another (`resources.spill`).
+    pub spill: u64,
     /// When failing rows stop the run.
     pub errors: ErrorLimit,
     /// Who hears of Ctrl-C, SIGTERM and SIGHUP; none leaves them alone.
@@ -71,6 +73,7 @@ impl RunConfig {
             flattened: true,
             limit: None,
             ledger: true,
+            spill: super::spill::DEFAULT_BYTES,
             errors: ErrorLimit::Hopeless,
             signals: None,
         }

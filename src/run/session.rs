@@ -18,6 +18,8 @@ use super::ledger::Ledger;
 use super::lock::Holding;
 use super::outdir::OutDir;
 use super::parking::Parking;
+use super::spill::Spill;
+use super::switching::Staging;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
 use crate::event::{EngineStatus, Event, EventSender, Status};
@@ -180,6 +182,7 @@ impl Session<'_> {
                 recent: broker.recent(),
             }));
         }
+        let staging = staging(&plan, &broker, &private.join("spill"), failpoint::spill_bytes(config.spill));
         let asking = TaskTracker::new();
         let executor = Executor {
             walker,
@@ -194,6 +197,7 @@ impl Session<'_> {
             events: events.clone(),
             feed,
             asking: asking.clone(),
+            staging: staging.clone(),
         };
         let executed = runtime.block_on(async {
             tokio::spawn(wind_down(halt.clone(), broker.clone()));
@@ -220,6 +224,9 @@ impl Session<'_> {
             ledger.close();
         }
         runtime.shutdown_background();
+        if let Some(staging) = &staging {
+            staging.close();
+        }
         drop(workers);
         failpoint::hit("session.ended").map_err(RunError::io(&out.path))?;
         if let Some(signals) = signals {
@@ -264,6 +271,17 @@ async fn wind_down(halt: Halt, broker: Arc<Broker>) {
         () = halt.abandon.cancelled() => {}
         () = tokio::time::sleep(dispatcher::GRACE) => halt.abandon.cancel(),
     }
+}
+
+/// What lets rows take turns, if the engines of a plan do not all fit together.
+fn staging(plan: &Plan, broker: &Broker, dir: &Path, bytes: u64) -> Option<Arc<Staging>> {
+    let stage = broker.stage()?;
+    let engines = plan.nodes.iter().filter_map(|node| match &node.kind {
+        NodeKind::Step(step) => Some(step.engine),
+        NodeKind::Apply(_) => None,
+    });
+    let first = engines.into_iter().find(|engine| stage.is_staged(*engine))?;
+    Some(Arc::new(Staging::new(stage.clone(), first, Spill::new(dir, bytes))))
 }
 
 /// Enough unfinished rows to keep every engine and every core busy.

@@ -87,6 +87,7 @@ mod sinks;
 mod starter;
 mod step;
 mod streams;
+mod switching;
 mod tampering;
 mod tape;
 mod templates;

@@ -5,6 +5,7 @@
 
 mod gate;
 mod pace;
+pub mod stage;
 
 pub use gate::Lease;
 
@@ -19,6 +20,7 @@ use crate::event::{EventSender, Exchange, Recent, Retrying};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
+use stage::Stage;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct Broker {
     recent: Option<Recent>,
     /// Rows that sleep before they are asked again.
     retrying: Arc<Mutex<Retrying>>,
+    /// Which engines are loaded, where they do not all fit together.
+    stage: Option<Arc<Stage>>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -79,6 +83,7 @@ impl Broker {
             stopped: CancellationToken::new(),
             recent: None,
             retrying: Arc::default(),
+            stage: None,
         }
     }
 
@@ -104,6 +109,18 @@ impl Broker {
     pub fn with_recent(mut self, recent: Option<Recent>) -> Self {
         self.recent = recent;
         self
+    }
+
+    /// Lends only engines that are loaded: a row that needs another is parked until that one is.
+    #[must_use]
+    pub fn with_stage(mut self, stage: Option<Arc<Stage>>) -> Self {
+        self.stage = stage;
+        self
+    }
+
+    /// Which engines are loaded; none where all of them fit together.
+    pub fn stage(&self) -> Option<&Arc<Stage>> {
+        self.stage.as_ref()
     }
 
     /// Tells of a request, if anyone wants to see it.
@@ -141,10 +158,19 @@ impl Broker {
     /// brings the engine down must not be the one that finds out, again and again, whether it is back.
     ///
     /// # Errors
-    /// [`Stop`], when the run was stopped or the engine is given up.
+    /// [`Stop`], when the run was stopped or the engine is given up; [`Stop::Parked`] while it is not loaded.
     pub async fn acquire(&self, engine: EngineIx, row: u64, faults: u32) -> Result<Lease, Stop> {
+        if self.stage.as_ref().is_some_and(|stage| !stage.admits(engine)) && !self.stopped.is_cancelled() {
+            return Err(Stop::Parked(engine));
+        }
         match self.gates.get(engine.0) {
-            Some(gate) => gate.acquire(row, faults).await,
+            Some(gate) => {
+                let lease = gate.acquire(row, faults).await?;
+                if let Some(stage) = &self.stage {
+                    stage.lent(engine);
+                }
+                Ok(lease)
+            }
             None => Err(Stop::Interrupted),
         }
     }
