@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use progress::{
-    EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Retrying, Status, Total,
-    Traffic,
+    EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Retrying, Status,
+    Switching, Total, Traffic,
 };
 
 pub(crate) use words::{are, counted, thousands};

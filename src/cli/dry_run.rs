@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::args::{Global, RunArgs};
 use super::inspect::tree_options;
-use super::{Exit, explain_error, printer::Printer};
+use super::{Exit, explain_error, printer::Printer, turns};
 use crate::engine::broker::Broker;
 use crate::engine::client::address;
 use crate::event::{EventSender, counted};
@@ -58,7 +58,7 @@ pub(super) fn dry_run(
         Ok(source) => source,
         Err(error) => return usage(printer, &explain_error(&error)),
     };
-    let mut text = explain::tree(&plan, tree_options(global));
+    let mut text = explain::tree_in_turns(&plan, tree_options(global), &turns::sets(&plan));
     let mut rows = 0;
     loop {
         match source.next_chunk(1, usize::MAX) {

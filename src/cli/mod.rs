@@ -15,6 +15,7 @@ mod printer;
 mod run;
 mod schema;
 mod screen;
+mod turns;
 mod verify;
 
 use std::process::ExitCode;

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
-use super::{Exit, compile, csv_types, explain_error};
-use crate::engine::broker::{Broker, stage::Stage};
+use super::{Exit, compile, csv_types, explain_error, turns};
+use crate::engine::broker::Broker;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
-use crate::failpoint;
 use crate::plan::explain;
 use crate::report::{summary, thousands};
 use crate::row;
 use crate::run::{
-    Counts, DEFAULT_SPILL, Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
+    Counts, DEFAULT_SPILL, Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals,
+    run as run_plan,
 };
 use crate::sink;
 use crate::source::{SourceError, open_input};
@@ -63,9 +63,8 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     let events = dispatcher.events();
     let broker = match Broker::new(&plan.engines, events.clone()) {
         Ok(broker) => {
-            let stage = stage(&broker);
             let recent = global.verbose.then(Recent::default);
-            Arc::new(broker.with_recent(recent).with_stage(stage))
+            Arc::new(broker.with_recent(recent).with_stage(turns::stage(&plan)))
         }
         Err(error) => {
             printer.error(&explain_error(&error));
@@ -115,15 +114,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             finish(args, global, &outcome, printer)
         }
     }
-}
-
-/// The engines that are loaded at a time, where a test says so.
-fn stage(broker: &Broker) -> Option<Arc<Stage>> {
-    let sets = failpoint::sets()?.into_iter().map(|set| {
-        let engines = set.iter().filter_map(|name| broker.index(name));
-        engines.collect()
-    });
-    Some(Arc::new(Stage::new(sets.collect())))
 }
 
 /// Ends the program at a signal that no run is there to hear.

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use super::args::Global;
 use super::inspect::tree_options;
 use super::printer::is_colourful;
+use super::turns;
 use crate::event::Report;
 use crate::plan::{Plan, explain, explain::TreeOptions};
 use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, speaks_unicode};
@@ -46,5 +47,5 @@ pub(super) fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
         width: Some(columns.saturating_sub(1)),
         ..tree_options(global)
     };
-    explain::tree(plan, options) + "\n"
+    explain::tree_in_turns(plan, options, &turns::sets(plan)) + "\n"
 }

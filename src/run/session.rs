@@ -175,6 +175,7 @@ impl Session<'_> {
                 entries: live.entries(),
                 errors: waiting.errors.load(Ordering::Relaxed),
                 engines: broker.load().into_iter().map(engine_status).collect(),
+                switching: broker.switching(),
                 unanswered: unanswered(),
                 retrying: broker.retrying(),
                 feed: feed.get(),
@@ -182,7 +183,12 @@ impl Session<'_> {
                 recent: broker.recent(),
             }));
         }
-        let staging = staging(&plan, &broker, &private.join("spill"), failpoint::spill_bytes(config.spill));
+        let staging = staging(
+            &plan,
+            &broker,
+            &private.join("spill"),
+            failpoint::spill_bytes(config.spill),
+        );
         let asking = TaskTracker::new();
         let executor = Executor {
             walker,
@@ -250,6 +256,7 @@ fn engine_status(load: EngineLoad) -> EngineStatus {
         in_flight: load.in_flight,
         waiting: load.waiting,
         limit: load.limit,
+        parked: load.parked,
         trouble: load.cause,
         retry_in: load.retry_in.map(|time| time.as_secs_f64()),
     }
@@ -281,7 +288,11 @@ fn staging(plan: &Plan, broker: &Broker, dir: &Path, bytes: u64) -> Option<Arc<S
         NodeKind::Apply(_) => None,
     });
     let first = engines.into_iter().find(|engine| stage.is_staged(*engine))?;
-    Some(Arc::new(Staging::new(stage.clone(), first, Spill::new(dir, bytes))))
+    Some(Arc::new(Staging::new(
+        stage.clone(),
+        first,
+        Spill::new(dir, bytes),
+    )))
 }
 
 /// Enough unfinished rows to keep every engine and every core busy.

@@ -175,7 +175,12 @@ impl Spill {
                 let path = self.path(ix);
                 fs::create_dir_all(&self.dir).map_err(RunError::io(&self.dir))?;
                 let mut options = OpenOptions::new();
-                let file = options.create(true).truncate(true).read(true).write(true).open(&path);
+                let file = options
+                    .create(true)
+                    .truncate(true)
+                    .read(true)
+                    .write(true)
+                    .open(&path);
                 let file = file.and_then(|file| failpoint::hit("spill.created").map(|()| file));
                 let segment = Segment {
                     file: Arc::new(file.map_err(RunError::io(&path))?),
@@ -221,7 +226,11 @@ impl Spill {
             taken.extend(place.map(|place| Spilled { engine, place }));
         }
         for engine in engines {
-            if state.queues.get(engine).is_some_and(|queue| queue.rows.is_empty()) {
+            if state
+                .queues
+                .get(engine)
+                .is_some_and(|queue| queue.rows.is_empty())
+            {
                 state.queues.remove(engine);
             }
         }
@@ -231,17 +240,18 @@ impl Spill {
     /// Reads a row back, and gives its place free.
     pub(super) fn fetch(&self, spilled: &Spilled) -> Result<ParkedRow, RunError> {
         let Place {
-            segment,
-            offset,
-            len,
-            ..
+            segment, offset, len, ..
         } = spilled.place;
         let path = self.path(segment);
         let damaged = || RunError::Damaged {
             path: path.clone(),
             problem: "a parked row is gone".into(),
         };
-        let file = self.state().segments.get(&segment).map(|segment| segment.file.clone());
+        let file = self
+            .state()
+            .segments
+            .get(&segment)
+            .map(|segment| segment.file.clone());
         let mut bytes = vec![0; len as usize];
         file.ok_or_else(damaged)?
             .file()
@@ -289,7 +299,13 @@ fn encode(row: &ParkedRow) -> Result<Vec<u8>, RunError> {
     let head = serde_json::to_vec(&head).map_err(|error| RunError::Bug {
         message: error.to_string(),
     })?;
-    Ok([&(head.len() as u64).to_le_bytes(), head.as_slice(), &row.text, &answers].concat())
+    Ok([
+        &(head.len() as u64).to_le_bytes(),
+        head.as_slice(),
+        &row.text,
+        &answers,
+    ]
+    .concat())
 }
 
 fn decode(bytes: &[u8]) -> Option<ParkedRow> {

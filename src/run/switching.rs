@@ -13,8 +13,8 @@ use super::executor::{Going, Intake, Read, Starter};
 use super::spill::{ParkedRow, Spill, Spilled};
 use crate::engine::broker::stage::{Feeding, Flow, Next, Stage};
 use crate::failpoint;
-use crate::node::memory::Memory;
 use crate::node::Arrival;
+use crate::node::memory::Memory;
 use crate::plan::EngineIx;
 use crate::row::Record;
 use crate::source::{Position, RawRow};
@@ -187,7 +187,11 @@ impl Intake {
                             continue;
                         }
                     };
-                    feeding = if chunk.is_some() { Feeding::More } else { Feeding::Ended };
+                    feeding = if chunk.is_some() {
+                        Feeding::More
+                    } else {
+                        Feeding::Ended
+                    };
                     if let Some(chunk) = chunk {
                         staging.stage.enter(staging.first);
                         if self.set_out(chunk).await.is_break() {

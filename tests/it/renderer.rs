@@ -76,6 +76,7 @@ fn three_nodes() -> Progress {
                 limit: 64,
                 trouble: Some("HTTP 429: rate limit reached for requests".into()),
                 retry_in: Some(11.2),
+                ..EngineStatus::default()
             }],
             errors: 1_234,
             feed: Feed::AtEnd,

@@ -1,18 +1,14 @@
 //! Engines that do not fit together: rows wait on disk for the one that is not loaded, and leave the same files as if all
 //! had been there.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Bench, assert_same, ends_within, listing, rows, signal, stderr_of, tree, until,
-};
+use crate::harness::{Bench, assert_same, ends_within, listing, rows, signal, stderr_of, tree, until};
 use crate::judge::{Judge, settle};
 use crate::server::{Answer, Asked, Dice, TestServer};
 
@@ -39,9 +35,7 @@ impl Engines {
 
     /// A chain over the engines `a`, `b` and `c`.
     fn chain(&self, steps: &Value) -> String {
-        let engine = |name: &str| {
-            json!({"backend": "openai", "model": name, "endpoint": self.server.url(), "concurrency": CONCURRENCY})
-        };
+        let engine = |name: &str| json!({"backend": "openai", "model": name, "endpoint": self.server.url(), "concurrency": CONCURRENCY});
         json!({
             "name": "turns",
             "models": {"Graded": {"text": "string", "grade": "integer"}},
@@ -105,7 +99,10 @@ fn chains() -> Vec<(&'static str, Value)> {
         "if $chain_input.a % 17 == 7 then error(\"bad\") else select(.grade != 4) end"}});
     vec![
         ("a_b", json!([step("first", "a"), step("second", "b")])),
-        ("a_b_a", json!([step("first", "a"), picky, step("second", "b"), step("third", "a")])),
+        (
+            "a_b_a",
+            json!([step("first", "a"), picky, step("second", "b"), step("third", "a")]),
+        ),
         (
             "branches",
             json!([
@@ -156,13 +153,20 @@ fn finished(stderr: &str) -> Value {
 fn same_in_turns(format: &str) {
     for (name, steps) in chains() {
         let engines = Engines::start(answer);
-        let bench = Bench::new(&engines.chain(&steps), rows(120));
-        let args = ["--format", format, "--batch-size", "16", "--max-lines-per-file", "40"];
+        let bench = Bench::new(&engines.chain(&steps), rows(80));
+        let args = [
+            "--format",
+            format,
+            "--batch-size",
+            "16",
+            "--max-lines-per-file",
+            "40",
+        ];
         let ran = bench.run(&args);
         assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
         let (whole, private) = (tree(&ran.out), listing(&ran.out.join(".chainette")));
         let (asked, code) = (engines.server.stats().asked, ran.code);
-        for (sets, spill) in [("a;b;c", room(1000)), ("a;b;c", room(40)), ("a,c;b,c", room(20)), ("c;b,a", 0)] {
+        for (sets, spill) in [("a;b;c", room(30)), ("a,c;b,c", room(20)), ("b,c;a", 0)] {
             fs::remove_dir_all(&ran.out).expect("OUT can be removed");
             engines.server.clear_log();
             engines.turns();
@@ -172,7 +176,11 @@ fn same_in_turns(format: &str) {
             assert_same(&whole, &tree(&turned.out));
             assert_eq!(listing(&turned.out.join(".chainette")), private, "{name} {sets}");
             let end = finished(&turned.stderr);
-            assert_eq!(engines.server.stats().asked, asked, "{name} {sets}: something was asked twice, or not");
+            assert_eq!(
+                engines.server.stats().asked,
+                asked,
+                "{name} {sets}: something was asked twice, or not"
+            );
             assert_eq!(end["answers_reused"], 0);
             let switches = end["switches"].as_u64().expect("a count") as usize;
             assert!(switches > 0, "{name} {sets}: {end}");
@@ -192,4 +200,232 @@ fn turns_change_nothing() {
 #[test]
 fn turns_change_nothing_in_parquet() {
     same_in_turns("parquet");
+}
+
+/// What `run_finished` says of switches, and how often the models took turns.
+fn switches(engines: &Engines, bench: &Bench, extra: &[&str], spill: Option<usize>) -> (usize, usize) {
+    let mut command = bench.command(&[extra, &["--json-logs"]].concat());
+    command.env("CHAINETTE_SETS", "a;b");
+    command.envs(spill.map(|bytes| ("CHAINETTE_SPILL", bytes.to_string())));
+    let ran = bench.ran(&command.output().expect("the command starts"));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let told = finished(&ran.stderr)["switches"].as_u64().expect("a count");
+    fs::remove_dir_all(&ran.out).expect("OUT can be removed");
+    (told as usize, engines.turns())
+}
+
+/// Says what it heard.
+fn echo(asked: &Asked) -> Answer {
+    let text = format!("{} by {}", asked.user(), asked.body["model"]);
+    Answer::text(json!({"text": text, "grade": 1}).to_string())
+}
+
+/// A chain that needs both engines in turns.
+fn back_and_forth() -> Value {
+    json!([step("first", "a"), step("second", "b"), step("third", "a")])
+}
+
+#[test]
+fn the_default_budget_takes_many_rows_through_one_model() {
+    const ROWS: usize = 12_000;
+    let engines = Engines::start(echo);
+    let bench = Bench::new(
+        &engines.chain(&json!([step("first", "a"), step("second", "b")])),
+        rows(ROWS),
+    );
+    let (told, turns) = switches(&engines, &bench, &[], None);
+    assert_eq!((told, turns), (1, 1), "all rows fit");
+    assert!(told <= 2 + ROWS / 5_000);
+}
+
+#[test]
+fn less_disk_is_more_switches() {
+    const ROWS: usize = 600;
+    let engines = Engines::start(echo);
+    let bench = Bench::new(&engines.chain(&back_and_forth()), rows(ROWS));
+    let mut last = 0;
+    for (room_for, most) in [(1000, 2), (250, 2 * 4), (60, 2 * 20)] {
+        let spill = Some(room(room_for));
+        let (told, turns) = switches(&engines, &bench, &["--batch-size", "8"], spill);
+        assert_eq!(told, turns, "{room_for}");
+        assert!(
+            told > last && told <= most,
+            "{room_for}: {told} switches after {last}"
+        );
+        last = told;
+    }
+}
+
+#[test]
+fn a_limit_and_what_comes_after_it() {
+    let engines = Engines::start(answer);
+    let (_, steps) = chains().swap_remove(1);
+    let bench = Bench::new(&engines.chain(&steps), rows(150));
+    let whole = bench.run(&["--max-lines-per-file", "40", "--limit", "1000"]);
+    let (whole, asked) = (tree(&whole.out), engines.server.stats().asked);
+    fs::remove_dir_all(bench.dir.path().join("out")).expect("OUT can be removed");
+    engines.server.clear_log();
+    for limit in ["30", "77", "1000"] {
+        let args = [
+            "--max-lines-per-file",
+            "40",
+            "--limit",
+            limit,
+            "--batch-size",
+            "7",
+        ];
+        let output = in_turns(&bench, &args, "a;b", room(20)).output();
+        let ran = bench.ran(&output.expect("the command starts"));
+        assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
+    }
+    let out = bench.opened().out;
+    assert_same(&whole, &tree(&out));
+    assert_eq!(engines.server.stats().asked, asked);
+}
+
+/// Without a ledger a parked row still knows what it was answered.
+#[test]
+fn no_ledger() {
+    let engines = Engines::start(answer);
+    for (name, steps) in chains() {
+        let bench = Bench::new(&engines.chain(&steps), rows(60));
+        let whole = bench.run(&[]);
+        let (whole, asked) = (tree(&whole.out), engines.server.stats().asked);
+        fs::remove_dir_all(bench.dir.path().join("out")).expect("OUT can be removed");
+        engines.server.clear_log();
+        let output = in_turns(&bench, &["--no-ledger"], "a;b;c", room(20)).output();
+        let ran = bench.ran(&output.expect("the command starts"));
+        assert_eq!(engines.server.stats().asked, asked, "{name}: {}", ran.stderr);
+        assert_same(&whole, &tree(&ran.out));
+        assert!(!ran.out.join(".chainette/spill").exists());
+        engines.server.clear_log();
+    }
+}
+
+#[test]
+fn fail_fast_stops_while_rows_are_parked() {
+    let engines = Engines::start(echo);
+    let picky =
+        json!({"id": "picky", "apply": {"jq": "if $chain_input.a == 20 then error(\"no\") else . end"}});
+    let bench = Bench::new(
+        &engines.chain(&json!([step("first", "a"), picky, step("second", "b")])),
+        rows(60),
+    );
+    let output = in_turns(&bench, &["--fail-fast"], "a;b", room(1000)).output();
+    let ran = bench.ran(&output.expect("the command starts"));
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(!ran.out.join(".chainette/spill").exists());
+    let again = bench.run(&[]);
+    assert_eq!(
+        (again.code, again.lines("second").len()),
+        (3, 59),
+        "{}",
+        again.stderr
+    );
+    assert_eq!(engines.server.stats().asked_again, 0);
+}
+
+/// Rows that a run parked are not done; the next one asks what is missing, and nothing else.
+#[test]
+fn ctrl_c_while_rows_are_parked() {
+    for at in [20, 70, 100] {
+        let engines = Engines::start(|asked| echo(asked).after(Duration::from_millis(4)));
+        let bench = Bench::new(&engines.chain(&back_and_forth()), rows(40));
+        let mut command = in_turns(&bench, &["--batch-size", "4"], "a;b", room(1000));
+        let mut child = command
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        until("answer", || engines.server.answered() >= at);
+        signal(&child, "-INT");
+        let code = ends_within(&mut child, Duration::from_secs(100));
+        let said = stderr_of(&mut child);
+        assert_eq!(code, 130, "{said}");
+        let out = bench.opened().out;
+        assert!(!out.join(".chainette/spill").exists());
+        // Whether engines fit together is no part of what a run is.
+        let again = bench.run(&[]);
+        assert_eq!(
+            (again.code, again.lines("third").len()),
+            (0, 40),
+            "{}",
+            again.stderr
+        );
+        let stats = engines.server.stats();
+        assert_eq!((stats.asked, stats.asked_again), (120, 0), "at {at}: {said}");
+    }
+}
+
+/// Starts a run whose engines are loaded in turns; its output goes to a file.
+fn spawn(bench: &Bench, args: &[&str]) -> std::process::Child {
+    let mut command = in_turns(bench, args, "a;b;c", room(60));
+    let file = fs::File::create(bench.dir.path().join("stderr.txt")).expect("a file can be made");
+    command
+        .stderr(file)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the command starts")
+}
+
+fn killed(format: &str, chain: usize) {
+    let engines = Engines::start(|asked| answer(asked).after(Duration::from_millis(2)));
+    let server = &engines.server;
+    let (name, steps) = chains().swap_remove(chain);
+    let bench = Bench::new(&engines.chain(&steps), rows(300));
+    let args = [
+        "--format",
+        format,
+        "--batch-size",
+        "16",
+        "--max-lines-per-file",
+        "70",
+        "--quiet",
+    ];
+    let ran = bench.run(&args);
+    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
+    let whole = tree(&ran.out);
+    settle(server);
+    let mut unkilled = Judge::default();
+    unkilled.take(&server.take_log());
+    fs::remove_dir_all(&ran.out).expect("OUT can be removed");
+
+    let mut dice = Dice::new(format!("turns {format} {name}").as_bytes());
+    let mut judge = Judge::default();
+    const KILLS: u64 = 8;
+    for left in (1..=KILLS).rev() {
+        let share = (unkilled.good * 19 / 20).saturating_sub(judge.good) * 3 / (left + 1) / 2;
+        let target = server.answered() + dice.below(share + 1);
+        let mut child = spawn(&bench, &args);
+        let goes_on = crate::cli::progress(&mut child, || server.answered() >= target);
+        assert!(goes_on, "{name}: it ended with {left} kills to go");
+        let at = Instant::now();
+        crate::cli::kill(&mut child);
+        settle(server);
+        judge.kill(at, &server.take_log());
+    }
+    let code = ends_within(&mut spawn(&bench, &args), Duration::from_secs(300));
+    let said = fs::read_to_string(bench.dir.path().join("stderr.txt")).expect("it said something");
+    assert!(matches!(code, 0 | 3), "{name}: {said}");
+    settle(server);
+    judge.take(&server.take_log());
+    assert_same(&whole, &tree(&bench.opened().out));
+    assert_eq!(judge.requests, unkilled.requests + judge.asked_again(), "{name}");
+    assert!(
+        judge.most() <= CONCURRENCY,
+        "{name}: {} asked again after one kill",
+        judge.most()
+    );
+    assert!(judge.longest < Duration::from_secs(1), "{name}");
+    assert!(!bench.opened().out.join(".chainette/spill").exists());
+}
+
+#[test]
+fn kills_in_any_phase() {
+    killed("jsonl", 1);
+    killed("jsonl", 3);
+}
+
+#[test]
+fn kills_in_any_phase_of_parquet() {
+    killed("parquet", 2);
 }

@@ -114,6 +114,7 @@ impl Gate {
             in_flight: state.in_flight,
             waiting: state.queue.values().filter(|place| !place.is_closed()).count(),
             limit: state.pace.limit(),
+            parked: 0,
             cause: (state.health != Health::Open).then(|| state.cause.clone()),
             retry_in: match state.health {
                 Health::Paused { until } | Health::Down { until, .. } => {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::client::adapter;
 use crate::engine::{SetupError, SharedEngine, Stop};
-use crate::event::{EventSender, Exchange, Recent, Retrying};
+use crate::event::{EventSender, Exchange, Recent, Retrying, Switching};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
@@ -47,6 +47,8 @@ pub struct EngineLoad {
     pub waiting: usize,
     /// Requests it may have in flight.
     pub limit: usize,
+    /// Rows that are parked until it is loaded.
+    pub parked: u64,
     /// Why rows wait for it, while they do.
     pub cause: Option<String>,
     /// How long until it is asked again.
@@ -202,7 +204,24 @@ impl Broker {
 
     /// What every engine is doing.
     pub fn load(&self) -> Vec<EngineLoad> {
-        self.gates.iter().map(|gate| gate.load()).collect()
+        let loads = self.gates.iter().enumerate().map(|(ix, gate)| EngineLoad {
+            parked: self.stage.as_ref().map_or(0, |stage| stage.rows(EngineIx(ix))),
+            ..gate.load()
+        });
+        loads.collect()
+    }
+
+    /// The engines that are being loaded in the place of others.
+    pub(crate) fn switching(&self) -> Option<Switching> {
+        let (to, from) = self.stage.as_ref()?.switching()?;
+        let names = |engines: Vec<EngineIx>| {
+            let gates = engines.into_iter().filter_map(|engine| self.gates.get(engine.0));
+            gates.map(|gate| gate.name().to_owned()).collect()
+        };
+        Some(Switching {
+            to: names(to),
+            from: names(from),
+        })
     }
 }
 

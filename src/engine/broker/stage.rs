@@ -248,8 +248,17 @@ pub fn sets(needs: &[Option<Need>], budget: &Budget) -> Vec<Vec<EngineIx>> {
 impl Budget {
     /// Takes what an engine needs; false, and nothing is taken, if there is not enough.
     fn take(&mut self, need: &Need) -> bool {
-        let of = |device: u32| need.vram.iter().filter(move |(its, _)| *its == device).map(|(_, bytes)| *bytes);
-        let fits = need.ram <= self.ram && self.vram.iter().all(|(device, left)| of(*device).sum::<u64>() <= *left);
+        let of = |device: u32| {
+            need.vram
+                .iter()
+                .filter(move |(its, _)| *its == device)
+                .map(|(_, bytes)| *bytes)
+        };
+        let fits = need.ram <= self.ram
+            && self
+                .vram
+                .iter()
+                .all(|(device, left)| of(*device).sum::<u64>() <= *left);
         if fits {
             self.ram -= need.ram;
             for (device, left) in &mut self.vram {
