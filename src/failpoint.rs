@@ -7,7 +7,7 @@
 //! `CHAINETTE_FAILPOINT_LOG=<file>` lists the places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes
 //! checkpoints more often. `CHAINETTE_SEGMENT_BYTES=<n>` makes the ledger's segments smaller.
 //! `CHAINETTE_SETS=a,b;c` lets only engines `a` and `b`, or `c`, be loaded at a time; `CHAINETTE_SPILL=<n>` gives rows that
-//! wait for one of them so many bytes of disk.
+//! wait for one of them so many bytes of disk, `CHAINETTE_PATIENCE=<ms>` lets them wait for a stream so long.
 //! `CHAINETTE_CLOCK=<±seconds>@<nth>[,…]` steps the wall clock from its nth reading on.
 
 use std::fmt::Display;
@@ -132,6 +132,14 @@ pub(crate) fn segment_bytes(usual: u64) -> u64 {
 pub(crate) fn spill_bytes(usual: u64) -> u64 {
     #[cfg(feature = "failpoints")]
     return armed::spill_bytes().unwrap_or(usual);
+    #[cfg(not(feature = "failpoints"))]
+    usual
+}
+
+/// How long a stream is waited for while rows are parked, usually `usual`; a test may want less.
+pub(crate) fn patience(usual: Duration) -> Duration {
+    #[cfg(feature = "failpoints")]
+    return armed::patience().unwrap_or(usual);
     #[cfg(not(feature = "failpoints"))]
     usual
 }

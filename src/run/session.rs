@@ -130,7 +130,7 @@ impl Session<'_> {
             checkpoint,
             checkpointer: Checkpointer::start(&checkpoint_path, events.clone(), holding.clone())?,
             outcomes,
-            holding,
+            holding: holding.clone(),
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
             branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             loses_answers: ledger.is_none() && plan.asks(&plan.main.0),
@@ -241,6 +241,8 @@ impl Session<'_> {
         let (checkpoint, committed) = committed?;
         // The first cause wins: what failed in a row or in the reader, then what failed in writing.
         let cause = failure.take().map_or(Ok(()), Err).and(executed).and(committed);
+        // Whatever could not be done in an OUT that is gone, that is why.
+        let cause = cause.or_else(|error| holding.check().and(Err(error)));
         Ok(Ended {
             checkpoint,
             result: cause,

@@ -21,6 +21,8 @@ const LEAST_BYTES: u64 = 10 << 10;
 /// A file is full when it is this long; it is removed when all its rows are gone.
 const MOST_SEGMENT: u64 = 16 << 20;
 const LEAST_SEGMENT: u64 = 64 << 10;
+/// Rows that are taken together are about so long at most.
+const TAKEN_BYTES: usize = 4 << 20;
 
 /// A row that waits, and what it needs to start again.
 #[derive(Debug)]
@@ -207,7 +209,8 @@ impl Spill {
         self.dir.join(format!("{segment:06}"))
     }
 
-    /// Up to `most` of the rows that wait for these engines, the earliest first. Each is to be fetched.
+    /// Up to `most` of the rows that wait for these engines, the earliest first, and not many bytes of them. Each is to be
+    /// fetched.
     pub(super) fn take(&self, engines: &[EngineIx], most: usize) -> Vec<Spilled> {
         let mut state = self.state();
         let mut taken = Vec::with_capacity(most);
@@ -217,12 +220,14 @@ impl Spill {
                 queue.sorted = true;
             }
         }
-        while taken.len() < most {
+        let mut bytes = 0;
+        while taken.len() < most && bytes < TAKEN_BYTES {
             let first = |engine: &EngineIx| Some((state.queues.get(engine)?.rows.last()?.ordinal, *engine));
             let Some((_, engine)) = engines.iter().filter_map(first).min() else {
                 break;
             };
             let place = state.queues.get_mut(&engine).and_then(|queue| queue.rows.pop());
+            bytes += place.map_or(0, |place| place.len as usize);
             taken.extend(place.map(|place| Spilled { engine, place }));
         }
         for engine in engines {
@@ -237,8 +242,8 @@ impl Spill {
         taken
     }
 
-    /// Reads a row back, and gives its place free.
-    pub(super) fn fetch(&self, spilled: &Spilled) -> Result<ParkedRow, RunError> {
+    /// Reads a row back, and gives its place free; none once this is closed.
+    pub(super) fn fetch(&self, spilled: &Spilled) -> Result<Option<ParkedRow>, RunError> {
         let Place {
             segment, offset, len, ..
         } = spilled.place;
@@ -247,14 +252,16 @@ impl Spill {
             path: path.clone(),
             problem: "a parked row is gone".into(),
         };
-        let file = self
-            .state()
-            .segments
-            .get(&segment)
-            .map(|segment| segment.file.clone());
+        let file = {
+            let state = self.state();
+            if state.closed {
+                return Ok(None);
+            }
+            let segment = state.segments.get(&segment);
+            segment.map(|segment| segment.file.clone()).ok_or_else(damaged)?
+        };
         let mut bytes = vec![0; len as usize];
-        file.ok_or_else(damaged)?
-            .file()
+        file.file()
             .read_exact_at(&mut bytes, u64::from(offset))
             .and_then(|()| failpoint::hit("spill.read"))
             .map_err(RunError::io(&path))?;
@@ -270,7 +277,7 @@ impl Spill {
             state.open.retain(|_, open| *open != segment);
             fs::remove_file(&path).map_err(RunError::io(&path))?;
         }
-        Ok(row)
+        Ok(Some(row))
     }
 
     /// Takes no more rows and gives the disk space back.

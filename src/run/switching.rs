@@ -182,7 +182,7 @@ impl Intake {
                         () = stop.cancelled() => return Ok(()),
                         chunk = read.recv() => self.received(chunk)?,
                         () = staging.changed.notified() => continue,
-                        () = tokio::time::sleep(PATIENCE), if is_quiet => {
+                        () = tokio::time::sleep(failpoint::patience(PATIENCE)), if is_quiet => {
                             feeding = Feeding::Idle;
                             continue;
                         }
@@ -210,7 +210,9 @@ impl Starter {
         for spilled in rows {
             let busy = staging.clone().busy();
             let row = match staging.spill.fetch(spilled) {
-                Ok(row) => row,
+                Ok(Some(row)) => row,
+                // The run is over.
+                Ok(None) => return,
                 Err(error) => return self.fail(error),
             };
             let mut going = Going::new(row.seq, row.part, permits.split(spilled.len()));
