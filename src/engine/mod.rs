@@ -117,6 +117,9 @@ pub enum Pressure {
     Busy,
 }
 
+/// What a [`CallError::Transport`] says when the connection ended too early: a server that is watched may have died.
+pub(crate) const BROKEN: &str = "the connection broke before the reply was complete";
+
 /// Why no reply came, by what it means for the row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {

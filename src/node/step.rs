@@ -292,7 +292,7 @@ impl Step {
             // Rows queue up while they are still led; the call itself is not for the CPU pool.
             let lease = self
                 .broker
-                .acquire(self.engine, question.row_id.ordinal(), faults)
+                .acquire(self.engine, question.row_id.ordinal(), faults, rendered.digest)
                 .await?;
             cpu::leave().await;
             let asked = Instant::now();

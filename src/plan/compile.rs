@@ -170,6 +170,7 @@ fn build(
         nodes,
         branches,
         engines: engines.into_values().collect(),
+        resources: spec.resources,
         main,
         graph,
     })

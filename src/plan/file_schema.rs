@@ -30,12 +30,17 @@ pub fn mappings() -> Vec<Mapping> {
         .map(|(name, accepted, keys)| Mapping {
             name,
             accepted,
-            described: keys.iter().map(|(key, ..)| *key).collect(),
+            described: described(name, keys),
         })
         .collect()
 }
 
-/// A mapping's definition, the loader's keys, and what they mean.
+fn described(mapping: &str, own: &[Key]) -> Vec<&'static str> {
+    let more = if mapping == "pool" { keys::ENGINE } else { &[] };
+    own.iter().chain(more).map(|(key, ..)| *key).collect()
+}
+
+/// A mapping's definition, the loader's keys, and what they mean; a pool has the engine's keys besides its own.
 type Table = (&'static str, &'static [&'static str], &'static [Key]);
 
 const TABLES: &[Table] = &[
@@ -49,6 +54,10 @@ const TABLES: &[Table] = &[
     ("retries", accepted::RETRIES, keys::RETRIES),
     ("timeout", accepted::TIMEOUT, keys::TIMEOUT),
     ("engine", accepted::ENGINE, keys::ENGINE),
+    ("pool", accepted::POOL, keys::POOL),
+    ("served_model", accepted::MODEL, keys::MODEL),
+    ("memory", accepted::MEMORY, keys::MEMORY),
+    ("resources", accepted::RESOURCES, keys::RESOURCES),
 ];
 
 /// The schema of a chain file.
@@ -99,8 +108,10 @@ fn object(properties: Map<String, Value>, required: &[&str]) -> Map<String, Valu
 fn properties(mapping: &str, accepted: &[&str]) -> Map<String, Value> {
     let table = TABLES.iter().find(|(name, ..)| *name == mapping);
     let keys = table.map_or(&[][..], |(.., keys)| keys);
+    // A pool is an engine with a name.
+    let more = if mapping == "pool" { keys::ENGINE } else { &[] };
     let property = |name: &&str| {
-        let found = keys.iter().find(|(key, ..)| key == name);
+        let found = keys.iter().chain(more).find(|(key, ..)| key == name);
         let schema = found.map_or_else(
             || json!({}),
             |(_, about, value)| {
@@ -118,14 +129,8 @@ fn properties(mapping: &str, accepted: &[&str]) -> Map<String, Value> {
 
 /// What a key means, and whether this version acts on it.
 fn describe(mapping: &str, key: &str, about: &str) -> String {
-    let served = match (mapping, key) {
-        ("engine", key) => {
-            let mut by_one = accepted::ENGINE_SERVED_BY.iter();
-            accepted::ENGINE_SERVED.contains(&key) || by_one.any(|(_, name)| *name == key)
-        }
-        ("chain", key) => !accepted::UNSERVED_TOP.contains(&key),
-        _ => true,
-    };
+    let engine = matches!(mapping, "engine" | "pool");
+    let served = !engine || !accepted::ENGINE_UNSERVED.contains(&key);
     if served {
         about.to_owned()
     } else {
@@ -135,7 +140,7 @@ fn describe(mapping: &str, key: &str, about: &str) -> String {
 
 fn definitions() -> Value {
     let mut defs = Map::new();
-    let required: [(&str, &[&str]); 8] = [
+    let required: [(&str, &[&str]); 12] = [
         ("step", &["id", "engine", "user_prompt"]),
         ("apply", &["id", "apply"]),
         ("apply_kind", &[]),
@@ -144,6 +149,10 @@ fn definitions() -> Value {
         ("retries", &[]),
         ("timeout", &[]),
         ("engine", &["backend", "model"]),
+        ("pool", &["id", "model"]),
+        ("served_model", &["id"]),
+        ("memory", &[]),
+        ("resources", &[]),
     ];
     for (name, required) in required {
         let accepted = TABLES.iter().find(|(mapping, ..)| *mapping == name);
@@ -166,6 +175,14 @@ fn definitions() -> Value {
             "then": {"required": ["join"]},
         }),
     );
+    extend("engine", endpoint_needed("backend"));
+    extend(
+        "pool",
+        json!({
+            "oneOf": [{"required": ["engine"]}, {"required": ["backend"]}],
+            "allOf": [endpoint_needed("engine"), endpoint_needed("backend")],
+        }),
+    );
     let more = json!({
         "line": {"type": "array", "minItems": 1, "items": def("item")},
         "item": item(),
@@ -179,12 +196,7 @@ fn definitions() -> Value {
             "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
             "additionalProperties": def("engine"),
         },
-        "pools": pools(),
-        "resources": {
-            "type": "object",
-            "additionalProperties": false,
-            "properties": {"ram": def("size"), "vram": def("size"), "spill": {}},
-        },
+        "pools": {"type": ["array", "null"], "items": def("pool")},
         "text": {"type": ["string", "number", "boolean"]},
         "name": name(),
         "duration": {
@@ -216,6 +228,14 @@ fn one_of_the_applies() -> Value {
     let kinds = accepted::APPLY_KINDS.iter();
     let alternatives: Vec<Value> = kinds.map(|kind| json!({"required": [kind]})).collect();
     json!({"oneOf": alternatives})
+}
+
+/// Servers of these backends are always someone else's; `key` says the backend.
+fn endpoint_needed(key: &str) -> Value {
+    json!({
+        "if": {"required": [key], "properties": {key: {"enum": accepted::ATTACHED}}},
+        "then": {"required": ["endpoint"]},
+    })
 }
 
 /// An item of a line: its key says which kind it is, so that only that kind's problems are told.
@@ -274,24 +294,6 @@ fn name() -> Value {
         "pattern": "^[a-z][a-z0-9_]*$",
         "maxLength": 64,
         "not": {"anyOf": [{"enum": reserved}, {"pattern": "_reasoning$"}]},
-    })
-}
-
-/// The list form of engines.
-fn pools() -> Value {
-    let engine = properties("engine", accepted::ENGINE);
-    let of = |key: &str| engine.get(key).cloned().unwrap_or_else(|| json!({}));
-    json!({
-        "type": "array",
-        "items": {
-            "type": "object",
-            "additionalProperties": false,
-            "properties": {
-                "id": def("text"), "engine": def("text"),
-                "replicas": of("replicas"), "port": of("port"), "flags": of("flags"), "devices": of("devices"),
-                "model": {"type": "object", "properties": {"id": def("text")}},
-            },
-        },
     })
 }
 

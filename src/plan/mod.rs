@@ -27,7 +27,7 @@ use crate::expr::template::Template;
 use crate::expr::when::When;
 use crate::expr::{NameIx, Vars, Visible};
 use crate::row::Record;
-use crate::spec::{EngineSpec, OnError, Retries, Sampling};
+use crate::spec::{EngineSpec, OnError, Resources, Retries, Sampling};
 
 /// The index of a node in [`Plan::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +62,8 @@ pub struct Plan {
     pub branches: Vec<Branch>,
     /// The engines that Steps use.
     pub engines: Vec<EngineSpec>,
+    /// What these engines may use together of the machine.
+    pub resources: Resources,
     /// The main line.
     pub main: Line,
     /// Nodes and data flow between them (for `inspect` and `graph.json`).

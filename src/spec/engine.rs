@@ -1,6 +1,9 @@
 //! Engines as the user declares them (ENGINES.md, "Engine fields").
 
+use std::path::Path;
+
 use super::fields::{Fields, wrong};
+use super::launch_fields;
 use super::problem::{Code, Problems, Span};
 use super::yaml::{Node, Text, Yaml};
 use super::{Backend, Concurrency, EngineSpec, Launch, Timeouts};
@@ -41,22 +44,8 @@ pub(crate) const FIELDS: &[&str] = &[
     "price",
 ];
 
-/// The fields that this version acts on.
-pub(crate) const SERVED: &[&str] = &[
-    "backend",
-    "model",
-    "endpoint",
-    "api_key_env",
-    "headers",
-    "concurrency",
-    "timeout",
-    "max_reply",
-    "engine_wait",
-    "reasoning",
-];
-
-/// The fields that this version acts on at one backend.
-pub(crate) const SERVED_BY: &[(Backend, &str)] = &[(Backend::Ollama, "context")];
+/// The fields that this version does not act on.
+pub(crate) const UNSERVED: &[&str] = &["price"];
 
 /// The documented backends, aliases included.
 pub(crate) const BACKENDS: &[&str] = &[
@@ -70,8 +59,52 @@ pub(crate) const BACKENDS: &[&str] = &[
     "ollama_api",
 ];
 
-const WHAT_WORKS: &str =
-    "give the `endpoint` of a running server (backends: openai, vllm, llamacpp, tgi, ollama)";
+/// The backends whose servers are always someone else's.
+pub(crate) const ATTACHED: &[&str] = &["openai", "ollama", "ollama_api"];
+
+/// The keys of a pool: those of an engine, its name and another word for its backend.
+pub(crate) const POOL: &[&str] = &[
+    "id",
+    "engine",
+    "backend",
+    "model",
+    "endpoint",
+    "api_key_env",
+    "headers",
+    "concurrency",
+    "rpm",
+    "tpm",
+    "timeout",
+    "max_reply",
+    "engine_wait",
+    "lazy",
+    "idle_timeout",
+    "startup_timeout",
+    "replicas",
+    "port",
+    "host",
+    "binary",
+    "flags",
+    "env",
+    "devices",
+    "require_gpu",
+    "context",
+    "dtype",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "tensor_parallel_size",
+    "memory",
+    "reasoning",
+    "reasoning_parser",
+    "deterministic",
+    "price",
+];
+
+/// The keys of a model that is pinned.
+pub(crate) const MODEL: &[&str] = &["id", "sha256"];
+
+const WHAT_WORKS: &str = "there is openai, vllm, llamacpp, tgi, ollama";
+
 /// The clocks of `timeout`.
 pub(crate) const TIMEOUT: &[&str] = &["connect", "first_byte", "between_bytes", "total"];
 
@@ -84,50 +117,91 @@ pub(crate) const SECRET_HEADERS: &[&str] = &[
     "cookie",
 ];
 
-/// Reads one engine; `None` when something about it is wrong.
-pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<EngineSpec> {
+/// Reads one engine of the file in `folder`; `None` when something about it is wrong.
+pub(super) fn read(name: &Text, node: &Node, folder: &Path, problems: &mut Problems) -> Option<EngineSpec> {
     let fields = Fields::of(node, "an engine", FIELDS, problems)?;
-    let backend = backend(&fields, problems);
-    let served =
-        |field: &str| SERVED.contains(&field) || backend.is_some_and(|b| SERVED_BY.contains(&(b, field)));
-    for field in FIELDS.iter().filter(|field| !served(field)) {
-        let Some(entry) = node.get(field) else { continue };
-        let elsewhere = SERVED_BY.iter().find(|(_, name)| name == field);
-        let (message, help) = match (backend, elsewhere) {
-            (Some(backend), Some((other, _))) => (
-                format!(
-                    "the engine field `{field}` does nothing for `backend: {}`",
-                    backend.as_str()
-                ),
-                format!(
-                    "leave it out and set it at the server itself; only `{}` takes it with each request",
-                    other.as_str()
-                ),
-            ),
-            _ => (
-                format!("the engine field `{field}` is not supported in this version"),
-                "leave it out; set it at the server itself".to_owned(),
-            ),
-        };
+    read_fields(name, &fields, "backend", folder, problems)
+}
+
+/// The name of a pool, one item of `pools`.
+pub(super) fn pool_id(node: &Node, problems: &mut Problems) -> Option<Text> {
+    Fields::of(node, "a pool", POOL, &mut Problems::default())?.need_text("id", problems)
+}
+
+/// Reads one pool; `None` when something about it is wrong.
+pub(super) fn read_pool(
+    name: &Text,
+    node: &Node,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<EngineSpec> {
+    let fields = Fields::of(node, "a pool", POOL, problems)?;
+    if let (Some(entry), true) = (node.get("backend"), fields.has("engine")) {
         problems
-            .add(Code::Unsupported, entry.key.span, message)
-            .help(help);
+            .add(
+                Code::BadValue,
+                entry.key.span,
+                "a pool has `engine` or `backend`, not both: they are the same",
+            )
+            .help("keep one of them");
+        return None;
     }
-    let model = fields.need_text("model", problems);
-    let endpoint = endpoint(&fields, name, problems);
+    let backend = if fields.has("backend") {
+        "backend"
+    } else {
+        "engine"
+    };
+    read_fields(name, &fields, backend, folder, problems)
+}
+
+/// Reads an engine whose backend stands under `backend_key`.
+fn read_fields(
+    name: &Text,
+    fields: &Fields<'_>,
+    backend_key: &str,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<EngineSpec> {
+    let backend = backend(fields, backend_key, problems);
+    for entry in UNSERVED.iter().filter_map(|field| fields.entry(field)) {
+        problems
+            .add(
+                Code::Unsupported,
+                entry.key.span,
+                format!(
+                    "the engine field `{}` is not supported in this version",
+                    entry.key.value
+                ),
+            )
+            .help("leave it out");
+    }
+    let model = model(fields, problems);
+    let attached = fields.has("endpoint");
+    let endpoint = attached.then(|| endpoint(fields, problems));
+    if let Some(backend) = backend {
+        if !attached && !backend.is_started() {
+            needs_endpoint(name, backend, problems);
+        } else {
+            launch_fields::check_place(fields, backend, attached, problems);
+        }
+        if !attached && backend.is_started() {
+            launch_fields::check_name(name, problems);
+        }
+    }
     let api_key_env = fields.text("api_key_env", problems);
     if let Some(env) = &api_key_env {
         check_env_name(env, problems);
     }
     let spec = EngineSpec {
         name: name.value.clone(),
-        backend: backend?,
-        model: model?.value,
-        endpoint: Some(endpoint?),
+        // These two are known below, when all else has been read.
+        backend: backend.unwrap_or(Backend::Custom),
+        model: String::new(),
+        endpoint: endpoint.clone().flatten(),
         api_key_env: api_key_env.map(|t| t.value),
-        headers: headers(&fields, problems),
-        concurrency: concurrency(&fields, problems),
-        timeout: timeouts(&fields, problems),
+        headers: headers(fields, problems),
+        concurrency: concurrency(fields, problems),
+        timeout: timeouts(fields, problems),
         max_reply: fields.size("max_reply", problems).unwrap_or(16 * 1024 * 1024),
         engine_wait: fields
             .duration("engine_wait", problems)
@@ -135,20 +209,89 @@ pub(super) fn read(name: &Text, node: &Node, problems: &mut Problems) -> Option<
         reasoning: fields
             .has("reasoning")
             .then(|| fields.bool("reasoning", false, problems)),
-        context: fields
-            .has("context")
-            .then(|| fields.int("context", 1, i64::from(i32::MAX), problems))
-            .flatten()
-            .and_then(|tokens| u32::try_from(tokens).ok()),
-        rpm: None,
-        tpm: None,
-        launch: Launch::default(),
+        context: launch_fields::tokens(fields, "context", problems),
+        rpm: rate(fields, "rpm", problems),
+        tpm: rate(fields, "tpm", problems),
+        launch: launch_fields::read(fields, folder, problems),
     };
-    Some(spec)
+    let (model, sha256) = model?;
+    let whole = backend?.is_started() || attached;
+    if !whole || endpoint == Some(None) {
+        return None;
+    }
+    let launch = Launch {
+        sha256,
+        ..spec.launch
+    };
+    Some(EngineSpec {
+        model,
+        launch,
+        ..spec
+    })
 }
 
-fn backend(fields: &Fields<'_>, problems: &mut Problems) -> Option<Backend> {
-    let text = fields.need_text("backend", problems)?;
+fn needs_endpoint(name: &Text, backend: Backend, problems: &mut Problems) {
+    problems
+        .add(
+            Code::MissingKey,
+            name.span,
+            format!(
+                "the engine `{}` needs an `endpoint`: chainette does not start `{}` servers",
+                name.value,
+                backend.as_str()
+            ),
+        )
+        .help(match backend {
+            Backend::Ollama => {
+                "for example `endpoint: http://127.0.0.1:11434`; chainette starts llamacpp, vllm and tgi"
+            }
+            _ => "for example `endpoint: http://127.0.0.1:8000/v1`; chainette starts llamacpp, vllm and tgi",
+        });
+}
+
+/// The model, and the digest that its file must have: `REF`, or `{id: REF, sha256: HEX}`.
+fn model(fields: &Fields<'_>, problems: &mut Problems) -> Option<(String, Option<String>)> {
+    let node = fields.need("model", problems)?;
+    let (id, sha256) = match &node.kind {
+        Yaml::Map(_) => {
+            let fields = Fields::of(node, "`model`", MODEL, problems)?;
+            (fields.need_text("id", problems)?, fields.text("sha256", problems))
+        }
+        _ => (fields.text("model", problems)?, None),
+    };
+    if id.value.trim().is_empty() || id.value.chars().any(char::is_control) {
+        problems
+            .add(Code::BadValue, id.span, "`model` must name a model, on one line")
+            .help("the name that the server knows it by, a path, or `hf:org/repo`");
+        return None;
+    }
+    let pin = sha256.map(|pin| {
+        let hex = pin.value.len() == 64 && pin.value.bytes().all(|b| b.is_ascii_hexdigit());
+        if !hex {
+            problems
+                .add(Code::BadValue, pin.span, "`sha256` must be 64 hexadecimal digits")
+                .help("as `sha256sum FILE` prints them, in quotes");
+        }
+        pin.value.to_ascii_lowercase()
+    });
+    Some((id.value, pin))
+}
+
+/// So many a minute, above zero.
+fn rate(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<f64> {
+    let found = fields.float(key, 0.0, f64::INFINITY, problems)?;
+    if found > 0.0 {
+        return Some(found);
+    }
+    let span = fields.get(key)?.span;
+    problems
+        .add(Code::BadValue, span, format!("`{key}` must be above zero"))
+        .help("leave it out for no limit");
+    None
+}
+
+fn backend(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<Backend> {
+    let text = fields.need_text(key, problems)?;
     let canonical = text.value.strip_suffix("_api").unwrap_or(&text.value);
     let served = Backend::ALL
         .into_iter()
@@ -176,20 +319,7 @@ fn backend(fields: &Fields<'_>, problems: &mut Problems) -> Option<Backend> {
     None
 }
 
-fn endpoint(fields: &Fields<'_>, name: &Text, problems: &mut Problems) -> Option<String> {
-    if !fields.has("endpoint") {
-        problems
-            .add(
-                Code::Unsupported,
-                name.span,
-                format!(
-                    "the engine `{}` has no `endpoint`; starting engines is not supported in this version",
-                    name.value
-                ),
-            )
-            .help(WHAT_WORKS);
-        return None;
-    }
+fn endpoint(fields: &Fields<'_>, problems: &mut Problems) -> Option<String> {
     let text = fields.text("endpoint", problems)?;
     let rest = text
         .value

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::problem::{Code, Problems, Span, nearest, suggest};
-use super::yaml::{Node, Text, Yaml, number};
+use super::yaml::{Entry, Node, Text, Yaml, number};
 
 /// A mapping whose keys have been checked.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,11 @@ impl<'n> Fields<'n> {
     /// The value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&'n Node> {
         self.node.get(key).map(|e| &e.value)
+    }
+
+    /// A key with its value.
+    pub(super) fn entry(&self, key: &str) -> Option<&'n Entry> {
+        self.node.get(key)
     }
 
     /// True when the key stands here.
@@ -315,6 +320,13 @@ fn example(key: &str) -> &'static str {
         "seed" => "7",
         "concurrency" => "64",
         "output" | "transport" => "2",
+        "port" => "8080",
+        "replicas" | "tensor_parallel_size" => "2",
+        "context" | "max_model_len" => "4096",
+        "gpu_memory_utilization" => "0.9",
+        "rpm" => "500",
+        "tpm" => "100000",
+        "engine" => "llamacpp",
         _ => "...",
     }
 }

@@ -95,3 +95,15 @@ pub struct Resources {
     /// Disk for rows that wait for an engine which does not fit beside another.
     pub spill: Option<u64>,
 }
+
+impl Resources {
+    /// These, and `other` where they say nothing.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            ram: self.ram.or(other.ram),
+            vram: self.vram.or(other.vram),
+            spill: self.spill.or(other.spill),
+        }
+    }
+}

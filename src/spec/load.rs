@@ -53,7 +53,7 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         }
         Some(root)
     });
-    let mut spec = root.and_then(|root| chain::read(&root, problems));
+    let mut spec = root.and_then(|root| chain::read(&root, folder_of(&input.path), problems));
     let mut unread = false;
     for path in &input.engines {
         let Some(text) = read_file(path, "engines file", problems) else {
@@ -62,9 +62,11 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         };
         let file = sources.add(path, &text);
         if let Some(root) = yaml::parse(file, &text, problems) {
-            let engines = chain::read_engines_file(&root, problems);
+            let read = chain::read_engines_file(&root, folder_of(path), problems);
+            unread |= read.unread;
             if let Some(spec) = &mut spec {
-                spec.engines.extend(engines);
+                spec.engines.extend(read.engines);
+                spec.resources = spec.resources.or(read.resources);
             }
         } else {
             unread = true;
@@ -80,6 +82,11 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
     }
     check_engine_names(&spec, sources, problems);
     Some(spec)
+}
+
+/// The folder of a file.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// Reads a file as text; `what` it is, is for the message.
@@ -218,8 +225,8 @@ fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Proble
     for engine in &spec.engines {
         let (name, span) = (engine.name.value.as_str(), engine.name.span);
         match seen.get(name) {
-            // Twice in one file is a key that stands twice, which the YAML reader reports.
-            Some(first) if first.file != span.file => {
+            // A key that stands twice in one mapping is reported by the YAML reader and comes here once.
+            Some(first) => {
                 let place = sources.line(*first, span);
                 problems
                     .add(
@@ -231,7 +238,6 @@ fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Proble
                         "the other one is on {place}; rename or remove one of them"
                     ));
             }
-            Some(_) => {}
             None => {
                 seen.insert(name, span);
             }

@@ -5,6 +5,7 @@ mod chain;
 mod engine;
 mod fields;
 mod launch;
+mod launch_fields;
 mod load;
 mod place;
 mod problem;
@@ -29,11 +30,12 @@ use std::time::Duration;
 /// The keys that the loader takes, mapping by mapping: the JSON Schema of chain files is made of them.
 pub(crate) mod accepted {
     pub(crate) use super::apply::{KEYS as APPLY_KEYS, KINDS as APPLY_KINDS};
-    pub(crate) use super::chain::{ENGINES_FILE, KEYS as CHAIN, UNSERVED as UNSERVED_TOP};
+    pub(crate) use super::chain::{ENGINES_FILE, KEYS as CHAIN, RESOURCES};
     pub(crate) use super::engine::{
-        BACKENDS, FIELDS as ENGINE, SECRET_HEADERS, SERVED as ENGINE_SERVED, SERVED_BY as ENGINE_SERVED_BY,
-        TIMEOUT,
+        ATTACHED, BACKENDS, FIELDS as ENGINE, MODEL, POOL, SECRET_HEADERS, TIMEOUT,
+        UNSERVED as ENGINE_UNSERVED,
     };
+    pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV};
     pub(crate) use super::steps::{APPLY, BRANCH, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP};
 }
 
@@ -68,6 +70,11 @@ impl Backend {
             Self::Tgi => "tgi",
             Self::Ollama => "ollama",
         }
+    }
+
+    /// True when chainette can start its servers; the others are always someone else's.
+    pub fn is_started(self) -> bool {
+        matches!(self, Self::Vllm | Self::LlamaCpp | Self::Tgi)
     }
 }
 
@@ -111,9 +118,9 @@ pub struct EngineSpec {
     pub name: String,
     /// Its protocol.
     pub backend: Backend,
-    /// The model it serves.
+    /// The model it serves: the server's own name for it, or for a server that we start a path or `hf:org/repo`.
     pub model: String,
-    /// Base URL (`http://host:port/v1`).
+    /// Base URL (`http://host:port/v1`); none: chainette starts the server.
     pub endpoint: Option<String>,
     /// The environment variable that holds the API key.
     pub api_key_env: Option<String>,
@@ -129,7 +136,7 @@ pub struct EngineSpec {
     pub engine_wait: Duration,
     /// Whether the model is to think before it answers; none: the server's own default.
     pub reasoning: Option<bool>,
-    /// Tokens per request (Ollama's `num_ctx`); none: the server's own default.
+    /// Tokens per request (Ollama's `num_ctx`, or how a server that we start is set up); none: the server's own default.
     pub context: Option<u32>,
     /// Requests per minute at most.
     pub rpm: Option<f64>,
@@ -164,6 +171,11 @@ impl EngineSpec {
             tpm: None,
             launch: Launch::default(),
         }
+    }
+
+    /// True when chainette starts its server: it has no `endpoint`, and its backend is one that can be started.
+    pub fn is_launched(&self) -> bool {
+        self.endpoint.is_none() && self.backend.is_started()
     }
 
     /// This engine behind an address.

@@ -28,7 +28,7 @@ async fn through(broker: &Broker) -> Result<Reply, Stop> {
     let rendered = hello(broker.engine(ix).expect("the engine is known").as_ref());
     let mut faults = 0;
     loop {
-        let lease = broker.acquire(ix, 0, faults).await?;
+        let lease = broker.acquire(ix, 0, faults, rendered.digest).await?;
         match lease.call(&rendered, 0).await {
             Ok(reply) => return Ok(reply),
             Err(CallError::Engine { .. } | CallError::Fatal { .. }) => faults += 1,
@@ -275,7 +275,7 @@ fn own_engines_take_part() {
     let ix = broker.index("small").expect("the engine is known");
     block_on(async {
         let rendered = hello(&Own);
-        let lease = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let lease = broker.acquire(ix, 0, 0, [0; 32]).await.expect("a lease");
         assert_eq!(broker.load()[0].in_flight, 1);
         assert_eq!(class(&lease.call(&rendered, 0).await), "refused http");
     });
@@ -299,10 +299,10 @@ fn a_failed_probe_hands_over_to_the_next_in_line() {
     block_on(async {
         let ix = broker.index("small").expect("the engine is known");
         let rendered = hello(broker.engine(ix).expect("the engine is known").as_ref());
-        let first = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let first = broker.acquire(ix, 0, 0, [0; 32]).await.expect("a lease");
         assert_eq!(class(&first.call(&rendered, 0).await), "Down");
         drop(first);
-        let probe = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let probe = broker.acquire(ix, 0, 0, [0; 32]).await.expect("a lease");
         let others = tokio::spawn({
             let broker = broker.clone();
             async move { many(&broker, 5).await }
@@ -329,7 +329,7 @@ fn the_queue_of_many_rows_is_quick() {
     let ix = broker.index("small").expect("the engine is known");
     let start = Instant::now();
     block_on(futures::future::join_all((0..50_000).map(|_| async {
-        let lease = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let lease = broker.acquire(ix, 0, 0, [0; 32]).await.expect("a lease");
         tokio::task::yield_now().await;
         drop(lease);
     })));
@@ -346,9 +346,9 @@ fn let_in<const N: usize>(queued: [(u64, u32); N]) -> Vec<(u64, u32)> {
     let ix = broker.index("small").expect("the engine is known");
     let order = Mutex::new(Vec::new());
     block_on(async {
-        let busy = broker.acquire(ix, 0, 0).await.expect("a lease");
+        let busy = broker.acquire(ix, 0, 0, [0; 32]).await.expect("a lease");
         let queued = queued.map(async |(row, faults)| {
-            let _lease = broker.acquire(ix, row, faults).await.expect("a lease");
+            let _lease = broker.acquire(ix, row, faults, [0; 32]).await.expect("a lease");
             order.lock().expect("no panic").push((row, faults));
         });
         let opened = async {

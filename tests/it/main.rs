@@ -79,6 +79,7 @@ mod row_check;
 mod schema;
 mod schema_file;
 mod screens;
+mod secrets;
 mod server;
 mod server_test;
 mod shown;

@@ -404,7 +404,10 @@ fn engines_in_turns_change_nothing() {
     });
     let result = runner.run(&turns, |case| one(&case, Duration::from_millis(1)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
-    assert!(SWITCHED.load(Ordering::Relaxed) > 4, "the cases are about something else");
+    assert!(
+        SWITCHED.load(Ordering::Relaxed) > 4,
+        "the cases are about something else"
+    );
 }
 
 /// The generator makes what the properties are about, not one corner of it.

@@ -85,7 +85,10 @@ fn a_retry_after_of_zero_is_no_leave_to_hammer() {
         let ix = broker.index("small").expect("the engine is known");
         let rendered = hello(broker.engine(ix).expect("the engine is known").as_ref());
         loop {
-            let lease = broker.acquire(ix, 0, 0).await.expect("the engine comes back");
+            let lease = broker
+                .acquire(ix, 0, 0, [0; 32])
+                .await
+                .expect("the engine comes back");
             if lease.call(&rendered, 0).await.is_ok() {
                 break;
             }

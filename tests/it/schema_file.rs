@@ -75,6 +75,10 @@ fn every_property_says_what_it_is() {
         "retries",
         "timeout",
         "sampling",
+        "pool",
+        "served_model",
+        "memory",
+        "resources",
     ];
     let places = defs.map(|name| format!("/$defs/{name}"));
     for place in places.iter().map(String::as_str).chain([""]) {
@@ -103,6 +107,10 @@ fn the_loader_knows_every_key_that_the_schema_offers() {
             "engines: {{e: {{backend: openai, model: m, endpoint: 'http://h', timeout: {{{key}: 1}}}}}}\n"
         ),
         "engine" => format!("engines: {{e: {{{key}: 1}}}}\n"),
+        "pool" => format!("pools: [{{{key}: 1}}]\n"),
+        "served_model" => format!("engines: {{e: {{backend: llamacpp, model: {{{key}: 1}}}}}}\n"),
+        "memory" => format!("engines: {{e: {{backend: llamacpp, model: m, memory: {{{key}: 1}}}}}}\n"),
+        "resources" => format!("resources: {{{key}: 1}}\n"),
         other => panic!("no chain for the mapping `{other}`"),
     };
     let unknown = |name: &str, key: &str| {
@@ -239,6 +247,24 @@ fn engine(more: Value) -> Value {
     json!({"engines": {"e": engine}, "steps": [{"id": "a", "engine": "e", "user_prompt": "hi"}]})
 }
 
+/// An engine that chainette starts.
+fn started(more: Value) -> Value {
+    let mut chain = engine(json!({"backend": "llamacpp"}));
+    let engine = chain["engines"]["e"].as_object_mut().expect("an object");
+    engine.remove("endpoint");
+    engine.extend(more.as_object().expect("an object").clone());
+    chain
+}
+
+/// A pool that chainette starts.
+fn pool(more: Value) -> Value {
+    let mut pool = json!({"id": "e", "engine": "llamacpp", "model": {"id": "./m.gguf"}});
+    pool.as_object_mut()
+        .expect("an object")
+        .extend(more.as_object().expect("an object").clone());
+    json!({"pools": [pool], "steps": [{"id": "a", "engine": "e", "user_prompt": "hi"}]})
+}
+
 #[test]
 fn schema_and_loader_judge_values_alike() {
     let validator = validator(&chain());
@@ -257,6 +283,24 @@ fn schema_and_loader_judge_values_alike() {
         engine(
             json!({"max_reply": 1000, "concurrency": 3, "api_key_env": "_KEY2", "headers": {"X-Team": "a"}}),
         ),
+        engine(json!({"rpm": 0.5, "tpm": 100_000})),
+        started(json!({})),
+        started(
+            json!({"backend": "vllm_api", "model": {"id": "hf:org/repo", "sha256": "Ab".repeat(32)}, "dtype": "half"}),
+        ),
+        started(json!({
+            "lazy": false, "idle_timeout": "1s", "startup_timeout": "1h", "replicas": 2, "port": 65535, "host": "::1",
+            "binary": "bin/llama-server", "flags": ["-t", 4, "--override-kv=a b", "- b"], "env": {"OMP_NUM_THREADS": 2},
+            "devices": [], "context": 4096, "memory": {"ram": "1GiB", "vram": 5}, "deterministic": true,
+        })),
+        started(json!({
+            "backend": "tgi", "gpu_memory_utilization": 0.5, "max_model_len": 1, "tensor_parallel_size": 2, "devices": [0, 3],
+        })),
+        pool(json!({"replicas": 2, "port": 8100, "flags": [], "devices": [1], "rpm": 9})),
+        json!({"pools": [{"id": "e", "backend": "ollama", "model": "m", "endpoint": "http://h"}],
+               "resources": {"ram": "2GiB", "vram": 7, "spill": "1MB"},
+               "steps": [{"id": "a", "engine": "e", "user_prompt": "hi"}]}),
+        json!({"pools": null, "steps": [{"id": "a", "apply": {"jq": "."}}]}),
         json!({"input_model": {}, "vars": null, "models": null, "steps": [{"id": "a", "apply": {"jq": "."}}]}),
         json!({"steps": [{"branch": "b", "join": "b", "collect": true, "steps": [{"id": "a", "apply": {"jq": "."}}]}]}),
     ];
@@ -293,6 +337,43 @@ fn schema_and_loader_judge_values_alike() {
         engine(json!({"concurrency": "many"})),
         engine(json!({"api_key_env": "sk-secret"})),
         engine(json!({"backend": "opnai"})),
+        engine(json!({"rpm": 0})),
+        engine(json!({"tpm": -1})),
+        engine(json!({"model": ""})),
+        started(json!({"backend": "openai"})),
+        started(json!({"backend": "ollama_api"})),
+        started(json!({"model": {"sha256": "ab".repeat(32)}})),
+        started(json!({"model": {"id": "m", "sha256": "ab"}})),
+        started(json!({"model": {"id": "m", "digest": "ab"}})),
+        started(json!({"lazy": "no"})),
+        started(json!({"idle_timeout": 5})),
+        started(json!({"replicas": 0})),
+        started(json!({"port": 65536})),
+        started(json!({"host": "http://h"})),
+        started(json!({"host": "-h"})),
+        started(json!({"binary": ""})),
+        started(json!({"flags": "--x"})),
+        started(json!({"env": ["A=1"]})),
+        started(json!({"env": {"A=B": 1}})),
+        started(json!({"env": {"hf_Token": "x"}})),
+        started(json!({"env": {"CUDA_VISIBLE_DEVICES": "0"}})),
+        started(json!({"devices": ["0"]})),
+        started(json!({"devices": [0, 0]})),
+        started(json!({"devices": 0})),
+        started(json!({"context": 0})),
+        started(json!({"memory": "1GiB"})),
+        started(json!({"memory": {"disk": 1}})),
+        started(json!({"gpu_memory_utilization": 0})),
+        started(json!({"gpu_memory_utilization": 1.5})),
+        pool(json!({"backend": "llamacpp"})),
+        pool(json!({"id": "../up"})),
+        pool(json!({"id": null})),
+        pool(json!({"engine": "openai"})),
+        pool(json!({"replica": 1})),
+        json!({"pools": {"a": {}}, "steps": [{"id": "a", "apply": {"jq": "."}}]}),
+        json!({"pools": [{"engine": "llamacpp", "model": "m"}], "steps": [{"id": "a", "apply": {"jq": "."}}]}),
+        json!({"resources": {"cpu": 1}, "steps": [{"id": "a", "apply": {"jq": "."}}]}),
+        json!({"resources": 5, "steps": [{"id": "a", "apply": {"jq": "."}}]}),
     ];
     // What only the whole chain tells is no question of structure.
     let structural = |text: &str| match compile_text(text) {

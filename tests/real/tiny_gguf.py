@@ -1,8 +1,8 @@
 """Writes a tiny llama model with random weights: enough for a real server to load, and to answer nonsense.
 
-Usage: tiny_gguf.py OUT.gguf
+Usage: tiny_gguf.py OUT.gguf [SEED]
 The tokenizer is SentencePiece-like: three control tokens, 256 byte tokens and the printable ASCII characters.
-The weights come from a fixed seed, so every machine gets the same file.
+The weights come from a seed (7), so every machine gets the same file.
 """
 
 import sys
@@ -18,7 +18,7 @@ TEMPLATE = (
 )
 
 
-def main(path: str) -> None:
+def main(path: str, seed: int) -> None:
     tokens = [b"<unk>", b"<s>", b"</s>"]
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
     for byte in range(256):
@@ -48,7 +48,7 @@ def main(path: str) -> None:
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
 
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
 
     def tensor(name: str, *shape: int) -> None:
         writer.add_tensor(name, (random.standard_normal(shape) * 0.4).astype(np.float32))
@@ -73,4 +73,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int((sys.argv[2:] or [7])[0]))

@@ -1,66 +1,78 @@
-//! The gate of one engine: who may call it now, who waits, and when it is given up.
+//! The gate of one engine: who may call which of its servers now, who waits, and when it is given up.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::lease::Lease;
 use super::pace::Pace;
+use super::place::{Health, Place};
+use super::suspects::{Suspects, Who};
 use super::{EngineLoad, backoff};
-use crate::engine::{CallError, Pressure, Rendered, Reply, SharedEngine, Stop};
+use crate::engine::{CallError, Pressure, Reply, SharedEngine, Stop};
 use crate::event::{Event, EventSender};
-use crate::spec::Concurrency;
 
 /// A shorter `Retry-After` says nothing.
 const LEAST_WAIT: Duration = Duration::from_millis(10);
 
-/// One engine, its queue and its health.
+/// One engine, its servers, its queue and its health.
 pub(super) struct Gate {
     name: String,
+    /// Prepares and renders requests.
     engine: SharedEngine,
     engine_wait: Duration,
     events: EventSender,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
+    /// Told when rows wait and a server is missing.
+    pub(super) wants: Notify,
+    /// Told when a server has nothing in flight any more.
+    pub(super) quiet: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    pace: Pace,
-    in_flight: usize,
+pub(super) struct State {
+    pub(super) places: Vec<Place>,
     queue: Queue,
     /// How many have queued up so far.
     arrivals: u64,
     /// The latest row that has.
     newest: u64,
-    health: Health,
-    /// Grows with every change for the worse. A request belongs to the epoch it started in; bad news
-    /// from older ones was told already by the first of them.
-    epoch: u64,
-    /// Faults in a row, each in another epoch.
-    faults: u32,
+    /// How many leases there were.
+    leases: u64,
+    pub(super) suspects: Suspects,
     /// The first fault since the last success.
-    since: Option<Instant>,
-    cause: String,
+    pub(super) since: Option<Instant>,
+    pub(super) cause: String,
     /// The cause that readers of events know; none when they think that the engine is ready.
-    announced: Option<String>,
+    pub(super) announced: Option<String>,
     stop: Option<Stop>,
+    /// When the last lease was lent.
+    pub(super) used: Instant,
 }
 
-/// Whether the engine takes work.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Health {
-    Open,
-    /// It wants less (429): nothing goes out until then, afterwards everything may.
-    Paused {
-        until: Instant,
-    },
-    /// It takes nothing: from then on, one request at a time tries whether it does.
-    Down {
-        until: Instant,
-        probing: bool,
-    },
+/// Those who wait: by row (or the row behind which they stand), by the faults they met, in the order they came.
+type Queue = BTreeMap<(u64, u32, u64), Waiter>;
+
+/// One who waits.
+#[derive(Debug)]
+struct Waiter {
+    /// Where the lease goes.
+    turn: oneshot::Sender<Result<Lease, Stop>>,
+    /// What it is going to ask.
+    who: Who,
+}
+
+/// Who goes next, and where to.
+struct Grant {
+    key: (u64, u32, u64),
+    at: usize,
+    /// It tries whether the server is back.
+    probe: bool,
+    /// Nothing else may be in flight there.
+    alone: bool,
 }
 
 impl std::fmt::Debug for Gate {
@@ -70,10 +82,11 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
+    /// A gate before these servers; `engine` prepares and renders requests.
     pub(super) fn new(
         name: &str,
         engine: SharedEngine,
-        concurrency: Concurrency,
+        places: Vec<Place>,
         engine_wait: Duration,
         events: EventSender,
     ) -> Arc<Self> {
@@ -83,20 +96,33 @@ impl Gate {
             engine_wait,
             events,
             state: Mutex::new(State {
-                pace: Pace::new(concurrency),
-                in_flight: 0,
+                places,
                 queue: Queue::new(),
                 arrivals: 0,
                 newest: 0,
-                health: Health::Open,
-                epoch: 0,
-                faults: 0,
+                leases: 0,
+                suspects: Suspects::default(),
                 since: None,
                 cause: String::new(),
                 announced: None,
                 stop: None,
+                used: Instant::now(),
             }),
+            wants: Notify::new(),
+            quiet: Notify::new(),
         })
+    }
+
+    /// A gate before one server that is there, or that somebody else runs.
+    pub(super) fn before(
+        name: &str,
+        engine: SharedEngine,
+        pace: Pace,
+        engine_wait: Duration,
+        events: EventSender,
+    ) -> Arc<Self> {
+        let place = Place::new(Some(Arc::clone(&engine)), false, pace);
+        Self::new(name, engine, vec![place], engine_wait, events)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -109,25 +135,32 @@ impl Gate {
 
     pub(super) fn load(&self) -> EngineLoad {
         let state = self.lock();
+        let open = state.places.iter().any(|place| place.health == Health::Open);
+        let absent = state.places.iter().find_map(|place| match &place.health {
+            Health::Absent { what, until, .. } => Some((what.clone(), *until)),
+            Health::Draining => Some(("the end of a drain".to_owned(), None)),
+            _ => None,
+        });
+        let absent = absent.filter(|_| !open);
+        let until = state.places.iter().filter_map(Place::until).min();
         EngineLoad {
             engine: self.name.clone(),
-            in_flight: state.in_flight,
-            waiting: state.queue.values().filter(|place| !place.is_closed()).count(),
-            limit: state.pace.limit(),
+            in_flight: state.places.iter().map(|place| place.in_flight).sum(),
+            waiting: state.waiters().count(),
+            limit: state.places.iter().map(|place| place.pace.limit()).sum(),
             parked: 0,
-            cause: (state.health != Health::Open).then(|| state.cause.clone()),
-            retry_in: match state.health {
-                Health::Paused { until } | Health::Down { until, .. } => {
-                    Some(until.saturating_duration_since(Instant::now()))
-                }
-                Health::Open => None,
-            },
+            cause: until.filter(|_| !open).map(|_| state.cause.clone()),
+            retry_in: until
+                .or(absent.as_ref().and_then(|(_, until)| *until))
+                .filter(|_| !open)
+                .map(|until| until.saturating_duration_since(Instant::now())),
+            absent: absent.filter(|_| until.is_none()).map(|(what, _)| what),
         }
     }
 
-    pub(super) async fn acquire(self: &Arc<Self>, row: u64, faults: u32) -> Result<Lease, Stop> {
+    pub(super) async fn acquire(self: &Arc<Self>, row: u64, faults: u32, who: Who) -> Result<Lease, Stop> {
         // Only a gate that is gone drops a place unanswered.
-        self.queue_up(row, faults)?
+        self.queue_up(row, faults, who)?
             .await
             .unwrap_or(Err(Stop::Interrupted))
     }
@@ -137,8 +170,9 @@ impl Gate {
         self: &Arc<Self>,
         row: u64,
         faults: u32,
+        who: Who,
     ) -> Result<oneshot::Receiver<Result<Lease, Stop>>, Stop> {
-        let (place, turn) = oneshot::channel();
+        let (turn, lease) = oneshot::channel();
         let mut state = self.lock();
         if let Some(stop) = &state.stop {
             return Err(stop.clone());
@@ -148,9 +182,26 @@ impl Gate {
         state.newest = state.newest.max(row);
         // Behind those who wait now, and before the rows that come later: a stream of new rows starves nobody.
         let rank = if faults == 0 { row } else { state.newest };
-        state.queue.insert((rank, faults, arrival), place);
+        state.queue.insert((rank, faults, arrival), Waiter { turn, who });
+        let missing = state.places.iter().any(Place::is_absent);
         self.pump(state);
-        Ok(turn)
+        if missing {
+            self.wants.notify_waiters();
+        }
+        Ok(lease)
+    }
+
+    /// No request can succeed: the run stops.
+    pub(super) fn give_up(&self, message: &str) {
+        self.stop(Stop::Engine {
+            engine: self.name.clone(),
+            message: message.to_owned(),
+        });
+    }
+
+    /// Tells the user something that stops nothing.
+    pub(super) fn warn(&self, message: String) {
+        self.events.send(Event::Warning { message });
     }
 
     /// Turns everyone away from now on; the first reason stays.
@@ -162,15 +213,15 @@ impl Gate {
     }
 
     /// No code panics while it holds the lock; if one did, the state is still whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets in whoever may go, or gives the engine up. Every change of the state ends here.
-    fn pump(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    pub(super) fn pump(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         // Only at the front: looking at everyone each time would be quadratic in the rows that wait.
         while let Some(first) = state.queue.first_entry()
-            && first.get().is_closed()
+            && first.get().turn.is_closed()
         {
             first.remove();
         }
@@ -181,39 +232,55 @@ impl Gate {
             return turn_away(queue);
         }
         let mut granted = Vec::new();
-        while state.in_flight < state.pace.limit() {
-            let Some(probe) = state.admits(now) else { break };
-            let Some((_, place)) = state.queue.pop_first() else {
+        while let Some(Grant {
+            key,
+            at,
+            probe,
+            alone,
+        }) = state.next(now)
+        {
+            let Some(waiter) = state.queue.remove(&key) else {
                 break;
             };
-            if let (true, Health::Down { probing, .. }) = (probe, &mut state.health) {
+            state.leases += 1;
+            state.used = now;
+            let id = state.leases;
+            let Some(place) = state.places.get_mut(at) else {
+                break;
+            };
+            let Some(engine) = place.engine.clone() else { break };
+            if let (true, Health::Down { probing, .. }) = (probe, &mut place.health) {
                 *probing = true;
             }
-            state.in_flight += 1;
-            granted.push((
-                place,
-                Lease {
-                    gate: Arc::clone(self),
-                    epoch: state.epoch,
-                    probe,
-                },
-            ));
+            place.in_flight += 1;
+            place.reserved |= alone;
+            let lease = Lease {
+                gate: Arc::clone(self),
+                at,
+                id,
+                engine: engine.0,
+                supervised: place.supervised,
+                epoch: place.epoch,
+                life: place.life.subscribe(),
+                probe,
+            };
+            granted.push((waiter.turn, lease));
         }
         drop(state);
-        for (place, lease) in granted {
+        for (turn, lease) in granted {
             // Someone who just left drops the lease, and that gives it back.
-            let _left = place.send(Ok(lease));
+            let _left = turn.send(Ok(lease));
         }
     }
 
-    /// The reason to stop, once rows wait, nothing is in flight and `engine_wait` is over.
+    /// The reason to stop, once rows wait, nothing is in flight or being started, and `engine_wait` is over.
     fn given_up(&self, state: &State, now: Instant) -> Option<Stop> {
         let waited = now.saturating_duration_since(state.since?);
-        if state.health == Health::Open
-            || state.in_flight > 0
-            || state.queue.is_empty()
-            || waited < self.engine_wait
-        {
+        let hope = |place: &Place| {
+            place.in_flight > 0
+                || matches!(place.health, Health::Open | Health::Absent { starting: true, .. })
+        };
+        if state.places.iter().any(hope) || state.queue.is_empty() || waited < self.engine_wait {
             return None;
         }
         Some(Stop::Engine {
@@ -225,38 +292,41 @@ impl Gate {
         })
     }
 
-    /// What a call told about the engine.
-    fn report(self: &Arc<Self>, epoch: u64, probe: bool, result: &Result<Reply, CallError>) {
+    /// What a call told about a server.
+    pub(super) fn report(self: &Arc<Self>, lease: &Lease, who: &Who, result: &Result<Reply, CallError>) {
         match result {
-            Ok(_) | Err(CallError::Refused { .. }) => self.succeeded(epoch),
+            Ok(_) | Err(CallError::Refused { .. }) => self.succeeded(lease, who),
             Err(CallError::Engine {
                 message,
                 retry_after,
                 pressure,
-            }) => self.failed(epoch, message, *retry_after, *pressure),
+            }) => self.failed(lease, message, *retry_after, *pressure),
             // The row's own fault, mostly. As the answer to a probe it is no sign of health.
             Err(CallError::Transport { message, .. }) => {
-                if probe {
-                    self.failed(epoch, message, None, Pressure::Down);
+                if lease.probe {
+                    self.failed(lease, message, None, Pressure::Down);
                 }
             }
-            Err(CallError::Fatal { message }) => self.stop(Stop::Engine {
-                engine: self.name.clone(),
-                message: format!("cannot be used: {message}"),
-            }),
+            Err(CallError::Fatal { message }) => self.give_up(&format!("cannot be used: {message}")),
         }
     }
 
-    fn succeeded(self: &Arc<Self>, epoch: u64) {
+    fn succeeded(self: &Arc<Self>, lease: &Lease, who: &Who) {
         let mut state = self.lock();
         state.since = None;
-        if epoch != state.epoch {
+        state.suspects.answered(who);
+        let wanted_more = !state.queue.is_empty();
+        let Some(place) = state.places.get_mut(lease.at) else {
+            return;
+        };
+        if lease.epoch != place.epoch {
             return;
         }
-        let wanted_more = !state.queue.is_empty();
-        state.pace.succeeded(wanted_more);
-        state.faults = 0;
-        state.health = Health::Open;
+        place.pace.succeeded(wanted_more);
+        place.faults = 0;
+        if place.health != Health::Draining {
+            place.health = Health::Open;
+        }
         let ready = state.announced.take().is_some();
         self.pump(state);
         if ready {
@@ -268,14 +338,18 @@ impl Gate {
 
     fn failed(
         self: &Arc<Self>,
-        epoch: u64,
+        lease: &Lease,
         message: &str,
         retry_after: Option<Duration>,
         pressure: Pressure,
     ) {
         let now = Instant::now();
         let mut state = self.lock();
-        if epoch != state.epoch {
+        let since = state.since;
+        let Some(place) = state.places.get_mut(lease.at) else {
+            return;
+        };
+        if lease.epoch != place.epoch {
             // One wave of refusals is one fault; only a longer `Retry-After` is news.
             if let (
                 Some(wait),
@@ -284,39 +358,43 @@ impl Gate {
                     until,
                     probing: false,
                 },
-            ) = (retry_after, &mut state.health)
+            ) = (retry_after, &mut place.health)
             {
                 *until = (*until).max(now + wait);
                 let until = *until;
-                self.wake(until, state.since);
+                self.wake(until, since);
             }
+            return;
+        }
+        if !place.can_serve() {
             return;
         }
         // "Retry at once" from an engine that has just refused is no leave to hammer it.
         let wait = retry_after
             .filter(|wait| *wait >= LEAST_WAIT)
-            .unwrap_or_else(|| backoff(state.faults));
+            .unwrap_or_else(|| backoff(place.faults));
         let until = now + wait;
-        state.epoch += 1;
-        state.faults += 1;
-        state.since.get_or_insert(now);
-        message.clone_into(&mut state.cause);
+        place.epoch += 1;
+        place.faults += 1;
         if pressure != Pressure::Down {
-            state.pace.pushed_back();
+            place.pace.pushed_back();
         }
-        state.health = match pressure {
+        place.health = match pressure {
             Pressure::Busy => Health::Paused { until },
             Pressure::Down | Pressure::Overloaded => Health::Down {
                 until,
                 probing: false,
             },
         };
+        state.since.get_or_insert(now);
+        message.clone_into(&mut state.cause);
         let news = state.announced.as_deref() != Some(message);
         if news {
             state.announced = Some(message.to_owned());
         }
         self.wake(until, state.since);
-        drop(state);
+        // Another server may take what this one refused.
+        self.pump(state);
         if news {
             self.events.send(Event::EngineWaiting {
                 engine: self.name.clone(),
@@ -327,7 +405,7 @@ impl Gate {
     }
 
     /// Looks at the queue again when the pause, or the patience, is over.
-    fn wake(self: &Arc<Self>, until: Instant, since: Option<Instant>) {
+    pub(super) fn wake(self: &Arc<Self>, until: Instant, since: Option<Instant>) {
         let at = since.map_or(until, |since| until.min(since + self.engine_wait));
         let gate = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -340,34 +418,91 @@ impl Gate {
         });
     }
 
+    /// When rows have waited long enough for an engine that has failed since then.
+    pub(super) fn patience_ends(&self, since: Instant) -> Instant {
+        since + self.engine_wait
+    }
+
     /// Takes a lease back.
-    fn give_back(self: &Arc<Self>, epoch: u64, probe: bool) {
+    pub(super) fn give_back(self: &Arc<Self>, lease: &Lease) {
         let mut state = self.lock();
-        state.in_flight = state.in_flight.saturating_sub(1);
-        let same = epoch == state.epoch;
-        if let Health::Down { probing, .. } = &mut state.health {
+        let Some(place) = state.places.get_mut(lease.at) else {
+            return;
+        };
+        place.in_flight = place.in_flight.saturating_sub(1);
+        place.reserved = false;
+        place.idle_since = Instant::now();
+        let quiet = place.in_flight == 0;
+        let same = lease.epoch == place.epoch;
+        if let Health::Down { probing, .. } = &mut place.health {
             // A probe that ended without news: the next in line tries.
-            if probe && same {
+            if lease.probe && same {
                 *probing = false;
             }
         }
         self.pump(state);
-    }
-}
-
-impl State {
-    /// Whether one more may go now, and if so, whether as a probe.
-    fn admits(&self, now: Instant) -> Option<bool> {
-        match self.health {
-            Health::Open => Some(false),
-            Health::Paused { until } => (now >= until).then_some(false),
-            Health::Down { until, probing } => (now >= until && !probing).then_some(true),
+        if quiet {
+            self.quiet.notify_waiters();
         }
     }
 }
 
-/// Those who wait: by row (or the row behind which they stand), by the faults they met, in the order they came.
-type Queue = BTreeMap<(u64, u32, u64), oneshot::Sender<Result<Lease, Stop>>>;
+impl State {
+    /// Those who still wait.
+    fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        self.queue.values().filter(|waiter| !waiter.turn.is_closed())
+    }
+
+    /// True when somebody waits for a lease.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiters().next().is_some()
+    }
+
+    /// Who goes next: the first in line to the server that has the least in flight; a suspect to one that has nothing,
+    /// which is kept clear for it.
+    fn next(&self, now: Instant) -> Option<Grant> {
+        let mut kept = None;
+        if self.suspects.any_isolated() {
+            let mut waiting = self.queue.iter();
+            let suspect = waiting
+                .find(|(_, waiter)| self.suspects.is_isolated(&waiter.who) && !waiter.turn.is_closed());
+            if let Some((key, _)) = suspect {
+                let (at, place) = self
+                    .places
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, place)| place.can_serve())
+                    .min_by_key(|(_, place)| place.in_flight)?;
+                if place.in_flight == 0
+                    && let Some(probe) = place.admits(now)
+                {
+                    let alone = true;
+                    return Some(Grant {
+                        key: *key,
+                        at,
+                        probe,
+                        alone,
+                    });
+                }
+                kept = Some(at);
+            }
+        }
+        let places = self.places.iter().enumerate().filter(|(at, _)| Some(*at) != kept);
+        // One request at a time tries a server that was down, although others have room: else nobody would find out.
+        let (at, probe, _) = places
+            .filter_map(|(at, place)| Some((at, place.admits(now)?, place.in_flight)))
+            .min_by_key(|(_, probe, in_flight)| (!probe, *in_flight))?;
+        let innocent = |waiter: &Waiter| kept.is_none() || !self.suspects.is_isolated(&waiter.who);
+        let (key, _) = self.queue.iter().find(|(_, waiter)| innocent(waiter))?;
+        let alone = false;
+        Some(Grant {
+            key: *key,
+            at,
+            probe,
+            alone,
+        })
+    }
+}
 
 /// Notes why the gate is shut for good; those who are to be told.
 fn halt(state: &mut State, stop: Stop) -> (Queue, Stop) {
@@ -376,33 +511,7 @@ fn halt(state: &mut State, stop: Stop) -> (Queue, Stop) {
 }
 
 fn turn_away((queue, stop): (Queue, Stop)) {
-    for place in queue.into_values() {
-        let _left = place.send(Err(stop.clone()));
-    }
-}
-
-/// A place at an engine. Dropping it gives the place back.
-#[derive(Debug)]
-pub struct Lease {
-    gate: Arc<Gate>,
-    epoch: u64,
-    probe: bool,
-}
-
-impl Lease {
-    /// Calls the engine once and tells the gate what came of it.
-    ///
-    /// After [`CallError::Engine`] the row asks the broker for a new lease: that waits as long as the
-    /// engine needs. After [`CallError::Fatal`] the broker has given the engine up, and says so there.
-    pub async fn call(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
-        let result = self.gate.engine.call(rendered, turn).await;
-        self.gate.report(self.epoch, self.probe, &result);
-        result
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.gate.give_back(self.epoch, self.probe);
+    for waiter in queue.into_values() {
+        let _left = waiter.turn.send(Err(stop.clone()));
     }
 }

@@ -4,10 +4,16 @@
 //! take work, so that an outage costs waiting time and never a row.
 
 mod gate;
+mod lease;
 mod pace;
+mod memory;
+mod place;
 pub mod stage;
+mod suspects;
+mod tending;
 
-pub use gate::Lease;
+pub use lease::Lease;
+pub use memory::{Budget, MemoryLedger};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +26,7 @@ use crate::event::{EventSender, Exchange, Recent, Retrying, Switching};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
+use pace::Pace;
 use stage::Stage;
 
 /// The engines of a run. Clones share them.
@@ -53,6 +60,8 @@ pub struct EngineLoad {
     pub cause: Option<String>,
     /// How long until it is asked again.
     pub retry_in: Option<Duration>,
+    /// What is done about it while it has no server.
+    pub absent: Option<String>,
 }
 
 impl Broker {
@@ -98,7 +107,8 @@ impl Broker {
         concurrency: Concurrency,
         engine_wait: Duration,
     ) -> Self {
-        let gate = Gate::new(name, engine, concurrency, engine_wait, self.events.clone());
+        let pace = Pace::new(concurrency, None);
+        let gate = Gate::before(name, engine, pace, engine_wait, self.events.clone());
         match self.gates.iter_mut().find(|gate| gate.name() == name) {
             Some(place) => *place = gate,
             None => self.gates.push(gate),
@@ -155,19 +165,26 @@ impl Broker {
 
     /// Waits for a place at an engine. Dropping the lease gives it back; dropping the future leaves the queue.
     ///
+    /// `digest` is that of the request: what was in flight when a server crashed is known by it.
     /// Earlier rows (ordinals of the input) go first, so that few rows wait for an earlier one to be written.
     /// A row whose request met a fault of the engine goes behind those that wait at that moment: a request that
     /// brings the engine down must not be the one that finds out, again and again, whether it is back.
     ///
     /// # Errors
     /// [`Stop`], when the run was stopped or the engine is given up; [`Stop::Parked`] while it is not loaded.
-    pub async fn acquire(&self, engine: EngineIx, row: u64, faults: u32) -> Result<Lease, Stop> {
+    pub async fn acquire(
+        &self,
+        engine: EngineIx,
+        row: u64,
+        faults: u32,
+        digest: [u8; 32],
+    ) -> Result<Lease, Stop> {
         if self.stage.as_ref().is_some_and(|stage| !stage.admits(engine)) && !self.stopped.is_cancelled() {
             return Err(Stop::Parked(engine));
         }
         match self.gates.get(engine.0) {
             Some(gate) => {
-                let lease = gate.acquire(row, faults).await?;
+                let lease = gate.acquire(row, faults, digest).await?;
                 if let Some(stage) = &self.stage {
                     stage.lent(engine);
                 }

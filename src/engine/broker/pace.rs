@@ -16,7 +16,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(concurrency: Concurrency) -> Self {
+    pub(super) fn new(concurrency: Concurrency, slots: Option<usize>) -> Self {
+        let _ = slots;
         let (limit, max) = match concurrency {
             Concurrency::Auto => (AUTO_START, AUTO_MAX),
             Concurrency::Fixed(n) => (n.max(1), n.max(1)),
@@ -40,6 +41,13 @@ impl Pace {
             if wanted_more && self.limit < self.max {
                 self.limit += 1;
             }
+        }
+    }
+
+    /// The server (re)started and said how many it works on.
+    pub(super) fn slots(&mut self, slots: Option<usize>) {
+        if let (true, Some(slots)) = (self.max == AUTO_MAX, slots) {
+            self.limit = slots.max(1);
         }
     }
 

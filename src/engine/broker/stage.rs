@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Budget;
 use crate::engine::provision::Need;
 use crate::plan::EngineIx;
 
@@ -62,15 +63,6 @@ pub enum Next {
     Wait,
     /// All is done.
     End,
-}
-
-/// Memory that engines may use together, in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Budget {
-    /// Of the machine.
-    pub ram: u64,
-    /// Of each GPU by its index; of one that is not listed there is as much as it takes.
-    pub vram: Vec<(u32, u64)>,
 }
 
 impl Stage {
@@ -229,42 +221,18 @@ pub fn sets(needs: &[Option<Need>], budget: &Budget) -> Vec<Vec<EngineIx>> {
     loop {
         let has_set = |engine: &EngineIx| sets.iter().any(|set| set.contains(engine));
         let (old, new): (Vec<_>, Vec<_>) = ours.iter().partition(|(engine, _)| has_set(engine));
-        let mut left = budget.clone();
-        let mut set = Vec::new();
-        for (engine, need) in new.iter().chain(&old) {
-            // What does not fit alone has a set of its own; whoever loads it says what is wrong.
-            if left.take(need) || set.is_empty() {
-                set.push(*engine);
-            }
-        }
         if new.is_empty() {
             return sets;
         }
-        set.sort_unstable();
-        sets.push(set);
-    }
-}
-
-impl Budget {
-    /// Takes what an engine needs; false, and nothing is taken, if there is not enough.
-    fn take(&mut self, need: &Need) -> bool {
-        let of = |device: u32| {
-            need.vram
-                .iter()
-                .filter(move |(its, _)| *its == device)
-                .map(|(_, bytes)| *bytes)
-        };
-        let fits = need.ram <= self.ram
-            && self
-                .vram
-                .iter()
-                .all(|(device, left)| of(*device).sum::<u64>() <= *left);
-        if fits {
-            self.ram -= need.ram;
-            for (device, left) in &mut self.vram {
-                *left -= of(*device).sum::<u64>();
+        let mut set: Vec<(EngineIx, &Need)> = Vec::new();
+        for (engine, need) in new.into_iter().chain(old) {
+            let together = set.iter().map(|(_, need)| *need).chain([need]);
+            // What does not fit alone has a set of its own; whoever loads it says what is wrong.
+            if set.is_empty() || budget.holds(together) {
+                set.push((engine, need));
             }
         }
-        fits
+        set.sort_unstable_by_key(|(engine, _)| *engine);
+        sets.push(set.into_iter().map(|(engine, _)| engine).collect());
     }
 }

@@ -1,11 +1,13 @@
 //! What every HTTP adapter shares: the ledger's key of a request, and one exchange from the rendered
 //! body to the reply.
 
+use std::sync::Arc;
+
 use super::draft::{Draft, fault};
 use super::events::{Events, Lines};
 use super::fault::Failed;
 use super::http::{Http, Incoming};
-use crate::engine::{CallError, Pressure, Rendered, Reply, Request, SetupError};
+use crate::engine::{BROKEN, CallError, Pressure, Rendered, Reply, Request, SetupError};
 use crate::spec::{Backend, EngineSpec};
 
 /// A reply this long or of open length is streamed, in tokens: it may run away for long.
@@ -54,6 +56,8 @@ pub(super) struct Connection {
     http: Option<Http>,
     /// BLAKE3 fed with what else decides the reply than the request; each digest goes on from here.
     identity: blake3::Hasher,
+    /// Told when a part of a streamed reply comes in.
+    seen: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Connection {
@@ -80,7 +84,13 @@ impl Connection {
             reasoning: spec.reasoning == Some(true),
             http,
             identity,
+            seen: None,
         })
+    }
+
+    /// Tells of every part of a streamed reply.
+    pub(super) fn watch(&mut self, seen: Arc<dyn Fn() + Send + Sync>) {
+        self.seen = Some(seen);
     }
 
     /// The model asked for.
@@ -154,6 +164,9 @@ impl Connection {
         while !last {
             let mut whole = match incoming.chunk().await {
                 Ok(Some(chunk)) => {
+                    if let Some(seen) = &self.seen {
+                        seen();
+                    }
                     lines.push(&chunk)?;
                     lines.whole()
                 }
@@ -196,7 +209,7 @@ impl Connection {
             }
         }
         if !draft.is_finished() {
-            return Err(fault("the connection broke before the reply was complete"));
+            return Err(fault(BROKEN));
         }
         Ok(draft.reply(self.reasoning))
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::fault;
 use crate::clock::Clock;
-use crate::engine::{CallError, Pressure};
+use crate::engine::{BROKEN, CallError, Pressure};
 use crate::failpoint;
 use crate::row::ErrorKind;
 use crate::spec::{EngineSpec, Timeouts};
@@ -282,7 +282,7 @@ fn broken(error: &reqwest::Error) -> CallError {
     if !error.is_connect() {
         return CallError::Transport {
             kind: ErrorKind::Http,
-            message: "the connection broke before the reply was complete".to_owned(),
+            message: BROKEN.to_owned(),
         };
     }
     let cause = root_cause(error);

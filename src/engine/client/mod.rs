@@ -40,6 +40,17 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
     })
 }
 
+/// As [`adapter`], for a server that chainette runs: `seen` is called whenever a part of a streamed reply comes in.
+///
+/// # Errors
+/// As for [`adapter`].
+pub(crate) fn watched(
+    spec: &EngineSpec,
+    seen: impl Fn() + Send + Sync + 'static,
+) -> Result<SharedEngine, SetupError> {
+    Ok(Arc::new(openai::OpenAi::new(spec)?.watched(Arc::new(seen))))
+}
+
 /// Where an engine's requests go: `endpoint`, with what its user left out.
 ///
 /// `openai` takes the address as it is and adds `/v1` only to a bare host; `vllm`, `llamacpp` and `tgi`

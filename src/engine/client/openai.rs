@@ -1,5 +1,7 @@
 //! OpenAI chat completions, as OpenAI, vLLM, llama.cpp, TGI and SGLang serve them.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -42,6 +44,12 @@ impl OpenAi {
             dialect,
             fields,
         })
+    }
+
+    /// Tells of every part of a streamed reply.
+    pub(super) fn watched(mut self, seen: Arc<dyn Fn() + Send + Sync>) -> Self {
+        self.connection.watch(seen);
+        self
     }
 }
 

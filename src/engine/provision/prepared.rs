@@ -1,5 +1,6 @@
 //! A server that is ready to be started, or to be attached to.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,8 +44,12 @@ pub struct PreparedEngine {
     pub lead: Vec<String>,
     /// What the program is given after its address: our flags, then the user's.
     pub flags: Vec<String>,
-    /// Environment variables on top of ours.
+    /// Environment variables on top of ours; no secrets.
     pub env: Vec<(String, String)>,
+    /// Environment variables that carry secrets, as (the server's name, our name): the value is taken from our own
+    /// environment when the server starts, and is written nowhere.
+    #[serde(default)]
+    pub secrets: Vec<(String, String)>,
     /// The address to listen on.
     pub host: String,
     /// The port to listen on.
@@ -76,6 +81,17 @@ impl PreparedEngine {
     pub fn arguments(&self) -> Vec<String> {
         let address = ["--host", &self.host, "--port", &self.port.to_string()].map(str::to_owned);
         [self.lead.as_slice(), &address, &self.flags].concat()
+    }
+
+    /// Every environment variable that the server is given on top of ours: [`Self::env`], [`Self::device_mask`] and
+    /// the values of [`Self::secrets`] as they are now. Nothing of this is to be shown or stored.
+    pub fn environment(&self) -> Vec<(OsString, OsString)> {
+        let of = |(name, value): &(String, String)| (name.into(), value.into());
+        let mask = self.device_mask.iter();
+        let mask = mask.map(|mask| ("CUDA_VISIBLE_DEVICES".into(), mask.into()));
+        let secrets = self.secrets.iter();
+        let secrets = secrets.filter_map(|(name, ours)| Some((name.into(), std::env::var_os(ours)?)));
+        self.env.iter().map(of).chain(mask).chain(secrets).collect()
     }
 
     /// The base URL of the server. A wildcard address is reached over loopback.

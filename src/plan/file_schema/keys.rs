@@ -294,12 +294,12 @@ pub(super) const ENGINE: &[Key] = &[
     ("backend", "The kind of server.", || json!({"enum": BACKENDS})),
     (
         "model",
-        "The model: the name that the server knows it by, or for an engine that chainette starts a path or `hf:org/repo`.",
-        || def("text"),
+        "The model: the name that the server knows it by, or for an engine that chainette starts a path (relative to this file), `hf:org/repo`, `hf:org/repo@rev` or `hf:org/repo/file.gguf`. `{id, sha256}` pins its file.",
+        || json!({"if": {"type": "object"}, "then": def("served_model"), "else": {"allOf": [def("text"), {"minLength": 1}]}}),
     ),
     (
         "endpoint",
-        "The base URL of a running server, such as `http://127.0.0.1:8000/v1`.",
+        "The base URL of a running server, such as `http://127.0.0.1:8000/v1`. Without it chainette starts the server (llamacpp, vllm, tgi).",
         || json!({"type": "string", "pattern": "^https?://[^/@\\s]+(/\\S*)?$", "examples": ["http://127.0.0.1:8000/v1"]}),
     ),
     (
@@ -361,34 +361,45 @@ pub(super) const ENGINE: &[Key] = &[
     (
         "replicas",
         "How many servers run the model.",
-        || json!({"type": "integer", "minimum": 1, "default": 1}),
+        || json!({"type": "integer", "minimum": 1, "maximum": 1024, "default": 1}),
     ),
     (
         "port",
-        "The port to prefer.",
+        "The port to prefer; replica i prefers the i-th after it. Without it, or where it is taken, a free one.",
         || json!({"type": "integer", "minimum": 1, "maximum": 65535}),
     ),
-    ("host", "The address to listen on.", || {
-        with_default("text", "127.0.0.1")
-    }),
+    (
+        "host",
+        "The address to listen on. Anything else than a loopback address lets others in.",
+        || json!({"type": "string", "pattern": "^[A-Za-z0-9._:][A-Za-z0-9._:-]*$", "default": "127.0.0.1"}),
+    ),
     (
         "binary",
-        "The server's program; without it the one on PATH.",
-        || def("text"),
+        "The server's program: a path (relative to this file), or a name on PATH. Without it the backend's usual name on PATH.",
+        || json!({"type": "string", "minLength": 1}),
     ),
     (
         "flags",
-        "Flags passed on to the server; they win over chainette's own.",
+        "Flags passed on to the server, one list item per argument; they win over chainette's own.",
         || json!({"type": "array", "items": def("text")}),
     ),
     (
         "env",
-        "Environment variables of the server.",
-        || json!({"type": "object", "additionalProperties": def("text")}),
+        "Environment variables of the server, beside those of chainette itself. Secrets do not belong here.",
+        || {
+            json!({
+                "type": "object",
+                "propertyNames": {
+                    "pattern": "^[^=]+$",
+                    "not": {"pattern": secret_env()},
+                },
+                "additionalProperties": def("text"),
+            })
+        },
     ),
     (
         "devices",
-        "The GPUs the server may see.",
+        "The GPUs the server may see, as `nvidia-smi` counts them; an empty list: none.",
         || json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": true}),
     ),
     ("require_gpu", "`true`: without a GPU nothing is started.", || {
@@ -397,45 +408,40 @@ pub(super) const ENGINE: &[Key] = &[
     (
         "context",
         "Tokens per request, prompt and reply together.",
-        || json!({"type": "integer", "minimum": 1}),
+        || count(i32::MAX.unsigned_abs()),
     ),
     (
         "dtype",
-        "The number format of the weights, such as `bfloat16`.",
-        || def("text"),
+        "The number format of the weights, such as `bfloat16` (vllm, tgi).",
+        || json!({"type": "string", "minLength": 1}),
     ),
     (
         "gpu_memory_utilization",
-        "The share of GPU memory that the server takes.",
+        "The share of GPU memory that the server takes (vllm, tgi).",
         || json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
     ),
     (
         "max_model_len",
-        "The longest sequence the server is set up for, in tokens.",
-        || json!({"type": "integer", "minimum": 1}),
+        "The longest sequence the server is set up for, in tokens (vllm, tgi).",
+        || count(i32::MAX.unsigned_abs()),
     ),
     (
         "tensor_parallel_size",
-        "GPUs that share one model.",
-        || json!({"type": "integer", "minimum": 1}),
+        "GPUs that share one model (vllm, tgi).",
+        || count(1024),
     ),
     (
         "memory",
         "What the engine needs; estimated from the model's files without it.",
-        || {
-            json!({
-                "type": "object", "additionalProperties": false,
-                "properties": {"ram": def("size"), "vram": def("size")},
-            })
-        },
+        || def("memory"),
     ),
     ("reasoning", "The model reasons before it answers.", || {
         yes_no(false)
     }),
     (
         "reasoning_parser",
-        "How the server tells reasoning from the answer.",
-        || def("text"),
+        "How the server tells reasoning from the answer (vllm).",
+        || json!({"type": "string", "minLength": 1}),
     ),
     (
         "deterministic",
@@ -451,16 +457,79 @@ pub(super) const ENGINE: &[Key] = &[
     }),
 ];
 
-/// Headers that carry secrets, in any mixture of cases (JSON Schema patterns have no flag for that).
+/// A pool's own keys; it has those of an engine besides.
+pub(super) const POOL: &[Key] = &[
+    (
+        "id",
+        "The pool's name, by which Steps call it.",
+        || json!({"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}),
+    ),
+    (
+        "engine",
+        "The kind of server: another word for `backend`.",
+        || json!({"enum": BACKENDS}),
+    ),
+];
+
+pub(super) const MODEL: &[Key] = &[
+    (
+        "id",
+        "The model: a name, a path or `hf:org/repo`.",
+        || json!({"allOf": [def("text"), {"minLength": 1}]}),
+    ),
+    (
+        "sha256",
+        "The SHA-256 that its file must have; with another one nothing is started.",
+        || json!({"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"}),
+    ),
+];
+
+pub(super) const MEMORY: &[Key] = &[
+    ("ram", "What each server takes of the machine's memory.", || {
+        def("size")
+    }),
+    ("vram", "What each server takes of every GPU it uses.", || {
+        def("size")
+    }),
+];
+
+pub(super) const RESOURCES: &[Key] = &[
+    (
+        "ram",
+        "Memory of the machine, without it 80 % of what there is.",
+        || def("size"),
+    ),
+    ("vram", "Memory of each GPU, without it all of it.", || {
+        def("size")
+    }),
+    (
+        "spill",
+        "Disk for rows that wait for an engine which does not fit beside another.",
+        || def("size"),
+    ),
+];
+
+/// Ends of names of environment variables that hold secrets, in any mixture of cases, and the one that is `devices`.
+fn secret_env() -> String {
+    let ends = crate::spec::accepted::SECRET_ENV
+        .iter()
+        .map(|end| any_case(&end.to_ascii_lowercase()));
+    let gpus = any_case("cuda_visible_devices");
+    format!("({})$|^{gpus}$", ends.collect::<Vec<_>>().join("|"))
+}
+
+/// A pattern for a text in any mixture of cases (JSON Schema patterns have no flag for that).
+fn any_case(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            'a'..='z' => format!("[{}{c}]", c.to_ascii_uppercase()),
+            other => other.to_string(),
+        })
+        .collect()
+}
+
+/// Headers that carry secrets, in any mixture of cases.
 fn secret_header() -> String {
-    let any_case = |name: &str| -> String {
-        name.chars()
-            .map(|c| match c {
-                'a'..='z' => format!("[{}{c}]", c.to_ascii_uppercase()),
-                other => other.to_string(),
-            })
-            .collect()
-    };
     let names = crate::spec::accepted::SECRET_HEADERS
         .iter()
         .map(|name| any_case(name));
