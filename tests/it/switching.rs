@@ -2,27 +2,25 @@
 //! had been there.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, assert_same, ends_within, listing, rows, signal, stderr_of, tree, until};
-use crate::judge::{Judge, settle};
+use crate::harness::{Bench, Ran, assert_same, listing, rows, tree};
 use crate::server::{Answer, Asked, Dice, TestServer};
 
 /// Requests in flight at most, at each engine.
-const CONCURRENCY: usize = 4;
+pub const CONCURRENCY: usize = 4;
 
 /// A server of all engines that keeps in which order their models were asked.
-struct Engines {
-    server: TestServer,
+pub struct Engines {
+    pub server: TestServer,
     models: Arc<Mutex<Vec<String>>>,
 }
 
 impl Engines {
-    fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let models = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&models);
         let server = TestServer::start(move |asked| {
@@ -34,7 +32,7 @@ impl Engines {
     }
 
     /// A chain over the engines `a`, `b` and `c`.
-    fn chain(&self, steps: &Value) -> String {
+    pub fn chain(&self, steps: &Value) -> String {
         let engine = |name: &str| json!({"backend": "openai", "model": name, "endpoint": self.server.url(), "concurrency": CONCURRENCY});
         json!({
             "name": "turns",
@@ -53,7 +51,7 @@ impl Engines {
 }
 
 /// Replies are a function of the request: some are bad at first, some always; some faults pass, some stay.
-fn answer(asked: &Asked) -> Answer {
+pub fn answer(asked: &Asked) -> Answer {
     let mut dice = Dice::new(asked.user().as_bytes());
     let class = dice.below(60);
     let good = json!({"text": dice.words(5), "grade": dice.below(10)}).to_string();
@@ -72,21 +70,21 @@ fn answer(asked: &Asked) -> Answer {
 }
 
 /// A Step on an engine; its prompt is like no other.
-fn step(id: &str, engine: &str) -> Value {
+pub fn step(id: &str, engine: &str) -> Value {
     json!({
         "id": id, "engine": engine, "user_prompt": format!("{id} {{{{ row_id }}}}"), "output_model": "Graded",
         "retries": {"output": 1, "transport": 1},
     })
 }
 
-fn with(mut step: Value, more: Value) -> Value {
+pub fn with(mut step: Value, more: Value) -> Value {
     let fields = step.as_object_mut().expect("an object");
     fields.extend(more.as_object().expect("an object").clone());
     step
 }
 
 /// Chains by name.
-fn chains() -> Vec<(&'static str, Value)> {
+pub fn chains() -> Vec<(&'static str, Value)> {
     let branch = |id: &str, join: bool, steps: Value| {
         let mut branch = json!({"branch": id, "steps": steps});
         if join {
@@ -132,15 +130,21 @@ fn chains() -> Vec<(&'static str, Value)> {
 }
 
 /// The command with engines that are loaded in turns.
-fn in_turns(bench: &Bench, extra: &[&str], sets: &str, spill: usize) -> Command {
+pub fn in_turns(bench: &Bench, extra: &[&str], sets: &str, spill: usize) -> Command {
     let mut command = bench.command(extra);
     command.env("CHAINETTE_SETS", sets);
     command.env("CHAINETTE_SPILL", spill.to_string());
     command
 }
 
+/// Runs to the end with engines that are loaded in turns.
+pub fn turned(bench: &Bench, extra: &[&str], sets: &str, spill: usize) -> Ran {
+    let output = in_turns(bench, extra, sets, spill).output();
+    bench.ran(&output.expect("the command starts"))
+}
+
 /// Disk for about so many rows.
-fn room(rows: usize) -> usize {
+pub fn room(rows: usize) -> usize {
     rows * 10 * 1024
 }
 
@@ -215,13 +219,13 @@ fn switches(engines: &Engines, bench: &Bench, extra: &[&str], spill: Option<usiz
 }
 
 /// Says what it heard.
-fn echo(asked: &Asked) -> Answer {
+pub fn echo(asked: &Asked) -> Answer {
     let text = format!("{} by {}", asked.user(), asked.body["model"]);
     Answer::text(json!({"text": text, "grade": 1}).to_string())
 }
 
 /// A chain that needs both engines in turns.
-fn back_and_forth() -> Value {
+pub fn back_and_forth() -> Value {
     json!([step("first", "a"), step("second", "b"), step("third", "a")])
 }
 
@@ -274,8 +278,7 @@ fn a_limit_and_what_comes_after_it() {
             "--batch-size",
             "7",
         ];
-        let output = in_turns(&bench, &args, "a;b", room(20)).output();
-        let ran = bench.ran(&output.expect("the command starts"));
+        let ran = turned(&bench, &args, "a;b", room(20));
         assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
     }
     let out = bench.opened().out;
@@ -293,139 +296,10 @@ fn no_ledger() {
         let (whole, asked) = (tree(&whole.out), engines.server.stats().asked);
         fs::remove_dir_all(bench.dir.path().join("out")).expect("OUT can be removed");
         engines.server.clear_log();
-        let output = in_turns(&bench, &["--no-ledger"], "a;b;c", room(20)).output();
-        let ran = bench.ran(&output.expect("the command starts"));
+        let ran = turned(&bench, &["--no-ledger"], "a;b;c", room(20));
         assert_eq!(engines.server.stats().asked, asked, "{name}: {}", ran.stderr);
         assert_same(&whole, &tree(&ran.out));
         assert!(!ran.out.join(".chainette/spill").exists());
         engines.server.clear_log();
     }
-}
-
-#[test]
-fn fail_fast_stops_while_rows_are_parked() {
-    let engines = Engines::start(echo);
-    let picky =
-        json!({"id": "picky", "apply": {"jq": "if $chain_input.a == 20 then error(\"no\") else . end"}});
-    let bench = Bench::new(
-        &engines.chain(&json!([step("first", "a"), picky, step("second", "b")])),
-        rows(60),
-    );
-    let output = in_turns(&bench, &["--fail-fast"], "a;b", room(1000)).output();
-    let ran = bench.ran(&output.expect("the command starts"));
-    assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(!ran.out.join(".chainette/spill").exists());
-    let again = bench.run(&[]);
-    assert_eq!(
-        (again.code, again.lines("second").len()),
-        (3, 59),
-        "{}",
-        again.stderr
-    );
-    assert_eq!(engines.server.stats().asked_again, 0);
-}
-
-/// Rows that a run parked are not done; the next one asks what is missing, and nothing else.
-#[test]
-fn ctrl_c_while_rows_are_parked() {
-    for at in [20, 70, 100] {
-        let engines = Engines::start(|asked| echo(asked).after(Duration::from_millis(4)));
-        let bench = Bench::new(&engines.chain(&back_and_forth()), rows(40));
-        let mut command = in_turns(&bench, &["--batch-size", "4"], "a;b", room(1000));
-        let mut child = command
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the command starts");
-        until("answer", || engines.server.answered() >= at);
-        signal(&child, "-INT");
-        let code = ends_within(&mut child, Duration::from_secs(100));
-        let said = stderr_of(&mut child);
-        assert_eq!(code, 130, "{said}");
-        let out = bench.opened().out;
-        assert!(!out.join(".chainette/spill").exists());
-        // Whether engines fit together is no part of what a run is.
-        let again = bench.run(&[]);
-        assert_eq!(
-            (again.code, again.lines("third").len()),
-            (0, 40),
-            "{}",
-            again.stderr
-        );
-        let stats = engines.server.stats();
-        assert_eq!((stats.asked, stats.asked_again), (120, 0), "at {at}: {said}");
-    }
-}
-
-/// Starts a run whose engines are loaded in turns; its output goes to a file.
-fn spawn(bench: &Bench, args: &[&str]) -> std::process::Child {
-    let mut command = in_turns(bench, args, "a;b;c", room(60));
-    let file = fs::File::create(bench.dir.path().join("stderr.txt")).expect("a file can be made");
-    command
-        .stderr(file)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the command starts")
-}
-
-fn killed(format: &str, chain: usize) {
-    let engines = Engines::start(|asked| answer(asked).after(Duration::from_millis(2)));
-    let server = &engines.server;
-    let (name, steps) = chains().swap_remove(chain);
-    let bench = Bench::new(&engines.chain(&steps), rows(300));
-    let args = [
-        "--format",
-        format,
-        "--batch-size",
-        "16",
-        "--max-lines-per-file",
-        "70",
-        "--quiet",
-    ];
-    let ran = bench.run(&args);
-    assert!(matches!(ran.code, 0 | 3), "{}", ran.stderr);
-    let whole = tree(&ran.out);
-    settle(server);
-    let mut unkilled = Judge::default();
-    unkilled.take(&server.take_log());
-    fs::remove_dir_all(&ran.out).expect("OUT can be removed");
-
-    let mut dice = Dice::new(format!("turns {format} {name}").as_bytes());
-    let mut judge = Judge::default();
-    const KILLS: u64 = 8;
-    for left in (1..=KILLS).rev() {
-        let share = (unkilled.good * 19 / 20).saturating_sub(judge.good) * 3 / (left + 1) / 2;
-        let target = server.answered() + dice.below(share + 1);
-        let mut child = spawn(&bench, &args);
-        let goes_on = crate::cli::progress(&mut child, || server.answered() >= target);
-        assert!(goes_on, "{name}: it ended with {left} kills to go");
-        let at = Instant::now();
-        crate::cli::kill(&mut child);
-        settle(server);
-        judge.kill(at, &server.take_log());
-    }
-    let code = ends_within(&mut spawn(&bench, &args), Duration::from_secs(300));
-    let said = fs::read_to_string(bench.dir.path().join("stderr.txt")).expect("it said something");
-    assert!(matches!(code, 0 | 3), "{name}: {said}");
-    settle(server);
-    judge.take(&server.take_log());
-    assert_same(&whole, &tree(&bench.opened().out));
-    assert_eq!(judge.requests, unkilled.requests + judge.asked_again(), "{name}");
-    assert!(
-        judge.most() <= CONCURRENCY,
-        "{name}: {} asked again after one kill",
-        judge.most()
-    );
-    assert!(judge.longest < Duration::from_secs(1), "{name}");
-    assert!(!bench.opened().out.join(".chainette/spill").exists());
-}
-
-#[test]
-fn kills_in_any_phase() {
-    killed("jsonl", 1);
-    killed("jsonl", 3);
-}
-
-#[test]
-fn kills_in_any_phase_of_parquet() {
-    killed("parquet", 2);
 }
