@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// never shown, only whether they are set.
     #[command(after_long_help = help::ENGINES)]
     Engines(EnginesArgs),
+    /// Look after the servers that chainette starts itself
+    #[command(after_long_help = help::ENGINE)]
+    Engine(EngineArgs),
     /// Compare two finished runs: rows, fields, failures and tokens
     ///
     /// For those who changed a prompt or a model and want to see what that changed. Rows are compared by
@@ -234,6 +237,43 @@ pub(crate) struct EnginesArgs {
     /// How long an engine may take to answer
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EngineArgs {
+    #[command(subcommand)]
+    pub(crate) command: EngineCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EngineCommand {
+    /// Fetch and verify what engines need, and show how they would be started; starts nothing
+    ///
+    /// Everything that is missing is told at once, with what to do about it.
+    #[command(after_long_help = help::ENGINE_PROVISION)]
+    Provision(ProvisionArgs),
+}
+
+/// The engines of a file.
+#[derive(Debug, Args)]
+pub(crate) struct PoolsArgs {
+    /// A chain file, or an engines file
+    pub(crate) file: PathBuf,
+    /// Only the engine or pool of this name; may be repeated
+    #[arg(long = "pool", value_name = "ID")]
+    pub(crate) pools: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProvisionArgs {
+    #[command(flatten)]
+    pub(crate) engines: PoolsArgs,
+    /// Only look: fetch nothing, verify nothing, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 fn time(text: &str) -> Result<Duration, String> {

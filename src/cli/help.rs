@@ -153,3 +153,22 @@ Exit codes:
   0  given back, or there was nothing to give back
   1  a file could not be removed
   2  no run, one that is not finished, or one that is in use; nothing was removed";
+
+pub(crate) const ENGINE: &str = "\
+An engine without an `endpoint` (backends llamacpp, vllm, tgi) is a server that chainette starts.
+`run` does all of this by itself; these commands are for those who want to do it beforehand.";
+
+pub(crate) const ENGINE_PROVISION: &str = "\
+Examples:
+  chainette engine provision chain.yaml --dry-run
+      what is missing, and the command line, memory and port of each server
+  chainette engine provision engines.yaml --pool small
+      fetch and verify the model of one engine
+
+Models of the hub come into the cache that its own tools use (HF_HOME); HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE are heeded. Digests that were checked are kept below XDG_STATE_HOME/chainette/engines.
+
+Exit codes:
+  0    everything is there
+  1    something could not be fetched, or is not what it should be
+  2    something is missing, or the file has problems; nothing was written";

@@ -7,6 +7,7 @@ mod completions;
 mod csv_types;
 mod diff;
 mod dry_run;
+mod engine;
 mod engines;
 mod help;
 mod init;
@@ -44,6 +45,7 @@ pub(crate) enum Exit {
 
 /// The program.
 pub fn main() -> ExitCode {
+    crate::engine::supervise::guard_main();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) if error.use_stderr() => {
@@ -98,6 +100,7 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
         Command::Inspect(args) => inspect::inspect(args, global, printer),
         Command::Verify(args) => verify::verify(args, printer),
         Command::Engines(args) => engines::engines(args, printer),
+        Command::Engine(args) => engine::engine(args, printer),
         Command::Diff(args) => diff::diff(args, global, printer),
         Command::Clean(args) => clean::clean(args, printer),
         Command::Init(args) => init::init(args, printer),

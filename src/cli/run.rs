@@ -47,6 +47,9 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if let Some(message) = csv_types::misfits(&plan, input.csv.as_deref()) {
         printer.warning(&message);
     }
+    if let Err(exit) = super::engine::planned(&plan.engines, &plan.resources, printer) {
+        return exit;
+    }
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
     }

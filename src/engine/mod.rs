@@ -17,6 +17,7 @@ pub use custom::{FnEngine, Question};
 
 use futures::future::BoxFuture;
 
+use crate::engine::client::limits::Limits;
 use crate::engine::client::schema::PreparedSchema;
 use crate::event::Usage;
 use crate::plan::EngineIx;
@@ -168,6 +169,11 @@ pub trait Engine: Send + Sync {
 
     /// Sends a rendered request and reads the reply. `turn` numbers the tries of one row's question.
     fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>>;
+
+    /// What the engine last said of its limits of requests and tokens, if it ever did.
+    fn limits(&self) -> Option<Limits> {
+        None
+    }
 }
 
 /// A shared engine.

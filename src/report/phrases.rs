@@ -69,7 +69,8 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
     {
         let place = format!("{} to take the place of {}", engines(to), from.join(", "));
         let starting = status.engines.iter().filter(|engine| to.contains(&engine.name));
-        let mut starting = starting.filter_map(|engine| engine.trouble.as_deref());
+        let mut starting =
+            starting.filter_map(|engine| engine.absent.as_deref().or(engine.trouble.as_deref()));
         let starting = starting
             .next()
             .map_or_else(String::new, |cause| format!(": {}", on_one_line(cause)));
@@ -83,8 +84,22 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
         let trouble = on_one_line(engine.trouble.as_deref().unwrap_or_default());
         return wait_for(format!("engine {}, {next}: {trouble}", engine.name));
     }
+    let missing = |engine: &&EngineStatus| engine.absent.is_some() && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(missing) {
+        let what = on_one_line(engine.absent.as_deref().unwrap_or_default());
+        return wait_for(match engine.retry_in.map(f64::ceil) {
+            Some(wait) if wait > 0.0 => {
+                format!("engine {}, next start in {}: {what}", engine.name, seconds(wait))
+            }
+            _ => format!("engine {}: {what}", engine.name),
+        });
+    }
     if status.disk_is_behind {
         return wait_for("the disk: finished rows cannot be written fast enough".into());
+    }
+    let limited = |engine: &&EngineStatus| engine.limited.is_some() && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(limited) {
+        return wait_for(format!("the rate limit of engine {}", engine.name));
     }
     let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
     if let Some(engine) = status.engines.iter().find(full) {

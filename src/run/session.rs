@@ -22,6 +22,7 @@ use super::spill::Spill;
 use super::switching::Staging;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
+use crate::engine::supervise::{Policy, Supervisor};
 use crate::event::{EngineStatus, Event, EventSender, Status};
 use crate::failpoint;
 use crate::node::answer::{Answers, NoAnswers};
@@ -189,6 +190,11 @@ impl Session<'_> {
             &private.join("spill"),
             failpoint::spill_bytes(config.spill),
         );
+        {
+            let _runtime = runtime.enter();
+            let engines = Supervisor::new(private.join("engines"), Policy::default(), events.clone());
+            broker.start(&engines);
+        }
         let asking = TaskTracker::new();
         let executor = Executor {
             walker,
@@ -229,6 +235,8 @@ impl Session<'_> {
             // Whoever is later than that has lost its connection.
             ledger.close();
         }
+        // Whatever we started is gone before the run says that it is over.
+        runtime.block_on(broker.shutdown());
         runtime.shutdown_background();
         if let Some(staging) = &staging {
             staging.close();
@@ -261,6 +269,8 @@ fn engine_status(load: EngineLoad) -> EngineStatus {
         parked: load.parked,
         trouble: load.cause,
         retry_in: load.retry_in.map(|time| time.as_secs_f64()),
+        absent: load.absent,
+        limited: load.limited.map(|time| time.as_secs_f64()),
     }
 }
 

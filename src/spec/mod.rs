@@ -17,7 +17,7 @@ pub use apply::{ApplyKind, ProcessSpec};
 pub use chain::{ChainSpec, EngineDecl};
 pub(crate) use fields::duration as parse_duration;
 pub use launch::{Launch, Memory, Resources};
-pub use load::{ChainInput, load};
+pub use load::{ChainInput, load, load_engines};
 pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
 pub use steps::{ApplySpec, BranchSpec, GroupSpec, NodeHead, NodeSpec, StepSpec};

@@ -9,6 +9,7 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::string_slice,
+    clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr
 )]
@@ -16,11 +17,17 @@
 #[path = "../it/server.rs"]
 mod server;
 
+mod manners;
+mod owner;
+mod pages;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use manners::Term;
+use pages::Like;
 use server::{Answer, Asked, Dice, TestServer, answer_from_schema};
 
 /// Flags.
@@ -75,6 +82,57 @@ struct Args {
     /// The process dies, without a reply, at request N + 1.
     #[arg(long)]
     die_after: Option<u64>,
+    /// The process dies, without a reply, at a prompt that contains SUBSTRING.
+    #[arg(long, value_name = "SUBSTRING")]
+    die_at: Vec<String>,
+    /// A prompt that contains SUBSTRING is never answered.
+    #[arg(long, value_name = "SUBSTRING")]
+    stall_at: Vec<String>,
+    /// What SIGTERM does.
+    #[arg(long, value_enum, default_value_t = Term::Exit)]
+    term: Term,
+    /// Starts a process that outlives this one; may be repeated.
+    #[arg(long, value_enum, value_name = "KIND")]
+    grandchild: Vec<manners::Grandchild>,
+    /// How many seconds those sleep; a number of their own, by which they can be found.
+    #[arg(long, default_value = "1000")]
+    nap: String,
+    /// The port never opens.
+    #[arg(long)]
+    never_listen: bool,
+    /// Connections are taken, and nothing is said on them.
+    #[arg(long)]
+    mute: bool,
+    /// Exits with this status, after `--exit-after-ms`.
+    #[arg(long, value_name = "STATUS")]
+    exit: Option<i32>,
+    /// When.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    exit_after_ms: u64,
+    /// A line for stderr, before anything else; may be repeated.
+    #[arg(long, value_name = "LINE")]
+    say: Vec<String>,
+    /// `/health` hangs once that many requests came.
+    #[arg(long, value_name = "N")]
+    health_hangs_after: Option<u64>,
+    /// Has the pages of this server.
+    #[arg(long, value_enum)]
+    like: Option<Like>,
+    /// Its counters go on while requests are in flight.
+    #[arg(long)]
+    counts: bool,
+    /// Slots that its pages tell of.
+    #[arg(long, default_value_t = 4)]
+    slots: usize,
+    /// Gets a line with this process' PID at its start.
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// What `--version` says.
+    #[arg(long)]
+    version: bool,
+    /// Starts another server through the library, as JSON says, and keeps it: see owner.rs.
+    #[arg(long, value_name = "JSON")]
+    own: Option<String>,
 }
 
 fn latency_for(text: &str) -> Result<(String, u64), String> {
@@ -133,19 +191,38 @@ impl Args {
 }
 
 fn main() {
-    let args = Args::parse();
+    let args = Args::parse_from(manners::arguments());
+    if let Some(order) = &args.own {
+        owner::own(order);
+    }
+    if args.version {
+        println!("fake engine\nversion: 1.2.3 (fake)");
+        return;
+    }
+    manners::begin(&args);
     std::thread::sleep(Duration::from_millis(args.boot_delay_ms));
     let (count, start) = (AtomicU64::new(0), Instant::now());
-    let own = args.clone();
-    let server = TestServer::start_on(args.port, args.log.as_deref(), move |asked| {
-        if start.elapsed() < Duration::from_millis(own.loading_ms) {
+    let loading = move |args: &Args| start.elapsed() < Duration::from_millis(args.loading_ms);
+    let (own, own_pages) = (args.clone(), args.clone());
+    let page = move |path: &str, in_flight: usize, arrived: u64| {
+        if loading(&own_pages) {
+            return Some(Answer::status(503, "Loading model"));
+        }
+        pages::page(&own_pages, path, in_flight, arrived, start.elapsed())
+    };
+    let server = TestServer::start_with_pages(args.port, args.log.as_deref(), page, move |asked| {
+        if loading(&own) {
             return Answer::status(503, "Loading model");
         }
-        if own
+        let said = |parts: &[String]| parts.iter().any(|part| asked.user().contains(part.as_str()));
+        let many = own
             .die_after
-            .is_some_and(|n| count.fetch_add(1, Ordering::Relaxed) >= n)
-        {
+            .is_some_and(|n| count.fetch_add(1, Ordering::Relaxed) >= n);
+        if many || said(&own.die_at) {
             std::process::exit(9);
+        }
+        if said(&own.stall_at) {
+            return Answer::Hang;
         }
         own.answer(asked)
     });
@@ -153,10 +230,5 @@ fn main() {
         server.forget();
     }
     println!("{}", server.url());
-    loop {
-        std::thread::sleep(Duration::from_secs(1));
-        if args.watch {
-            eprintln!("{}", server.stats().in_flight);
-        }
-    }
+    manners::until_asked_to_end(&args, || server.stats().in_flight);
 }

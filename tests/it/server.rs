@@ -116,10 +116,13 @@ impl Book {
 }
 
 type AnswerFn = dyn Fn(&Asked) -> Answer + Send + Sync;
+/// What a page says instead of what it says by itself, by the requests in flight and those that came so far.
+type PageFn = dyn Fn(&str, usize, u64) -> Option<Answer> + Send + Sync;
 
 struct Shared {
     book: Mutex<Book>,
     answer: Box<AnswerFn>,
+    page: Box<PageFn>,
     /// Events of a stream come one by one, some a little later.
     paced: bool,
 }
@@ -140,7 +143,7 @@ pub struct TestServer {
 impl TestServer {
     /// Starts on a free port.
     pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        Self::start_with(0, None, true, answer)
+        Self::start_with(0, None, true, |_, _, _| None, answer)
     }
 
     /// Starts on a port, with a log file that gets `A digest` at an arrival and `D digest` at an answer.
@@ -149,13 +152,24 @@ impl TestServer {
         log: Option<&Path>,
         answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::start_with(port, log, false, answer)
+        Self::start_with(port, log, false, |_, _, _| None, answer)
+    }
+
+    /// The same with other pages.
+    pub fn start_with_pages(
+        port: u16,
+        log: Option<&Path>,
+        page: impl Fn(&str, usize, u64) -> Option<Answer> + Send + Sync + 'static,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(port, log, false, page, answer)
     }
 
     fn start_with(
         port: u16,
         log: Option<&Path>,
         paced: bool,
+        page: impl Fn(&str, usize, u64) -> Option<Answer> + Send + Sync + 'static,
         answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> Self {
         let file = log.map(|path| {
@@ -173,6 +187,7 @@ impl TestServer {
         let shared = Arc::new(Shared {
             book: Mutex::new(book),
             answer: Box::new(answer),
+            page: Box::new(page),
             paced,
         });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -338,6 +353,18 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     if head.method == Method::GET {
+        let (in_flight, arrived) = {
+            let book = shared.book();
+            (book.in_flight, book.arrived)
+        };
+        match (shared.page)(&path, in_flight, arrived) {
+            Some(Answer::Status { code, headers, body }) => {
+                return Ok(reply(code, &headers, ReplyBody::whole(body.into(), None)));
+            }
+            Some(Answer::Hang) => return std::future::pending().await,
+            Some(_) => return Err(io::ErrorKind::ConnectionReset.into()),
+            None => {}
+        }
         let (code, body) = match path.as_str() {
             "/health" => (200, json!({"status": "ok"})),
             "/stats" => (200, shared.book().totals()),

@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
 use super::memory::{Booking, MemoryLedger};
 use crate::engine::client::watched;
 use crate::engine::provision::{Need, PreparedEngine};
-use crate::engine::supervise::{Ready, Restarts, Supervisor};
+use crate::engine::supervise::{Breaker, Failed, Ready, Restarts, Supervisor};
 use crate::event::{Event, EventSender};
 use crate::spec::EngineSpec;
 
@@ -52,7 +52,7 @@ enum Over {
 impl Keeper {
     /// Keeps the server until the run is over; then nothing of it is left.
     pub(super) async fn run(self) {
-        let mut restarts = Restarts::new(self.supervisor.policy().clone());
+        let mut restarts = Restarts::new(self.supervisor.policy());
         let mut wanted = !self.spec.launch.lazy;
         let mut failed: Option<String> = None;
         loop {
@@ -70,19 +70,11 @@ impl Keeper {
                 Over::Hopeless(why) => return self.gate.dead(self.at, &why),
                 Over::Released => failed = None,
                 Over::Failed { why, explained } => {
-                    let pause = restarts.failed(Instant::now().into_std(), explained);
-                    if pause.open {
-                        self.events.send(Event::EngineWaiting {
-                            engine: self.gate.name().to_owned(),
-                            reason: format!("it failed too often in a row, last: {why}"),
-                            retry_in_s: pause.wait.as_secs_f64(),
-                        });
-                    }
-                    self.gate.not_there(self.at, &why, Some(Instant::now() + pause.wait));
+                    let until = self.next_start(restarts.failed(Instant::now().into_std(), explained), &why);
                     tokio::select! {
                         biased;
                         () = self.stop.cancelled() => return,
-                        () = sleep(pause.wait) => {}
+                        () = sleep_until(until) => {}
                     }
                     failed = Some(why);
                 }
@@ -90,9 +82,29 @@ impl Keeper {
         }
     }
 
+    /// Says when the server is started again.
+    fn next_start(&self, breaker: Breaker, why: &str) -> Instant {
+        let now = Instant::now();
+        let until = match breaker {
+            Breaker::Closed { until } => until.map_or(now, Instant::from_std),
+            Breaker::HalfOpen => now,
+            Breaker::Open { until } => {
+                let until = Instant::from_std(until);
+                self.events.send(Event::EngineWaiting {
+                    engine: self.gate.name().to_owned(),
+                    reason: format!("it failed too often in a row, last: {why}"),
+                    retry_in_s: until.saturating_duration_since(now).as_secs_f64(),
+                });
+                until
+            }
+        };
+        self.gate.not_there(self.at, why, Some(until));
+        until
+    }
+
     /// One life of the server: from room in memory to its end.
     async fn life(&self, restarts: &mut Restarts, failed: Option<&str>) -> Over {
-        self.gate.absent(self.at, "room in memory", false);
+        self.gate.absent(self.at, "waiting for room in memory", false);
         let booking = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Over::Stopped,
@@ -101,6 +113,10 @@ impl Keeper {
         let Some(booking) = booking else {
             return Over::Hopeless("needs more memory than `resources` has".to_owned());
         };
+        if self.spec.launch.lazy && !self.gate.lock().is_wanted() {
+            // Whoever waited has gone, or another server was quicker.
+            return Over::Released;
+        }
         match self.start(failed).await {
             Err(over) => over,
             Ok(ready) => {
@@ -116,7 +132,7 @@ impl Keeper {
             None => "starting".to_owned(),
             Some(why) => format!("starting again; before, {why}"),
         };
-        self.gate.absent(self.at, "its server, which is starting", true);
+        self.gate.absent(self.at, "starting", true);
         self.tell_starting(&self.events, reason);
         let (prepare, events) = (Arc::clone(&self.prepare), self.events.clone());
         let (engine, replica) = (self.gate.name().to_owned(), self.replica());
@@ -145,10 +161,10 @@ impl Keeper {
             Err(failure) => {
                 self.tell_log(&failure.log_tail);
                 if failure.stillborn && failed.is_none() {
-                    return Err(Over::Hopeless(failure.in_full()));
+                    return Err(Over::Hopeless(in_full(&failure)));
                 }
                 Err(Over::Failed {
-                    why: failure.to_string(),
+                    why: in_short(&failure),
                     explained: false,
                 })
             }
@@ -190,7 +206,7 @@ impl Keeper {
                 }
             };
             if let Some(why) = released
-                && self.gate.close_if_idle(self.at, "its server, which makes room")
+                && self.gate.close_if_idle(self.at, "not needed")
             {
                 self.release(ready, &why).await;
                 return Over::Released;
@@ -253,4 +269,24 @@ impl Keeper {
             });
         }
     }
+}
+
+/// Why a server did not start, and what to do, on one line.
+fn in_short(failure: &Failed) -> String {
+    let advice = failure
+        .advice
+        .map_or_else(String::new, |advice| format!("; {advice}"));
+    format!("{}{advice}", failure.error)
+}
+
+/// The same with its last lines.
+fn in_full(failure: &Failed) -> String {
+    let mut text = in_short(failure);
+    if !failure.log_tail.is_empty() {
+        text += &format!("\n  the end of its log, {}:", failure.log.display());
+        for line in &failure.log_tail {
+            text += &format!("\n    {line}");
+        }
+    }
+    text
 }

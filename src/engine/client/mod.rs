@@ -1,5 +1,6 @@
 //! Adapters: one per wire protocol.
 
+pub mod limits;
 pub mod ollama;
 pub mod openai;
 pub mod probe;
@@ -16,6 +17,8 @@ mod restore;
 mod connection;
 
 use std::sync::Arc;
+
+pub(in crate::engine) use http::no_certificates;
 
 use crate::engine::{SetupError, SharedEngine};
 use crate::spec::{Backend, EngineSpec};
