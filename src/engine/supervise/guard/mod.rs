@@ -4,10 +4,12 @@
 //! waits: for a command, for the end of its stdin (we are gone), for the end of the server. Whatever ends first, it
 //! ends all that the server started, removes its files, and goes. It says what happens on its stdout, a [`Note`] a line.
 
+mod ears;
 mod exec;
 mod life;
 mod order;
 mod process;
+mod version;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use life::{Guarded, Life, end_marked};
 pub(super) use order::{Order, VERSION};
+pub(super) use version::version_of;
 
 /// The environment variable by which a server's processes are known, however far they went from it.
 pub(super) const MARK: &str = "CHAINETTE_ENGINE";
