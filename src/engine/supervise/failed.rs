@@ -210,6 +210,9 @@ const ADVICE: &[(&[&str], &str)] = &[
     (TAKEN, "its port is taken: set another `port`, or none"),
 ];
 
+/// What to do about another server of the same name.
+const OTHER: &str = "end the other one, or use another folder";
+
 /// One line of advice, from why it failed and what it wrote last.
 pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
     let lines: Vec<String> = lines.iter().map(|line| line.to_lowercase()).collect();
@@ -226,12 +229,15 @@ pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
         )),
         Cause::PortTaken { .. } => Some("set `port` to a free one, or leave it out"),
         Cause::NotStarted(why) => by_error(&why.to_lowercase()),
-        Cause::Guard(why) if !why.contains("another server") => Some(
+        Cause::Guard(why) if why.contains("the guard") || why.contains("does not start") => Some(
             "the program that guards servers must be this chainette: set CHAINETTE_GUARD to it, or call `guard_main` first in `main`",
         ),
-        Cause::Busy { .. } => Some("end the other one, or use another folder"),
-        Cause::Files(_) => Some("check the rights and the space of that folder"),
-        Cause::Guard(_) | Cause::Cancelled => None,
+        Cause::Guard(why) if why.contains("another server") => Some(OTHER),
+        Cause::Busy { .. } => Some(OTHER),
+        Cause::Files(_) | Cause::Guard(_) => {
+            Some("check the rights and the space of the folder of its files")
+        }
+        Cause::Cancelled => None,
     }
 }
 

@@ -39,7 +39,7 @@ impl Supervisor {
     ///
     /// Every server runs under a guard process. Guards are started from `$CHAINETTE_GUARD`; else from this program,
     /// if it is `chainette` or called [`guard_main`](super::guard_main) first in its `main`; else from the `chainette`
-    /// beside it or on PATH.
+    /// beside it, one folder up, or on PATH.
     pub fn new(folder: impl Into<PathBuf>, policy: Policy, events: EventSender) -> Self {
         let folder = folder.into();
         Self {

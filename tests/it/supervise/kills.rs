@@ -522,3 +522,41 @@ fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux");
     name.trim().to_owned()
 }
+
+/// The stages between us and a server are no commands: nobody sees them, and alone they do nothing.
+#[test]
+fn a_guard_without_an_owner_ends_at_once() {
+    for (args, code) in [
+        (vec!["__guard"], 0),
+        (vec!["__exec"], 127),
+        (vec!["__exec", "1", "/bin/echo", "no"], 127),
+    ] {
+        let output = Command::new(BINARY).args(&args).stdin(Stdio::null()).output();
+        let output = output.expect("the command starts");
+        // Its input is no pipe: that is told, too.
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!said.contains("no\n"), "{said}");
+        if args == ["__guard"] {
+            assert!(said.contains("not a pipe"), "{said}");
+        } else {
+            assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        }
+    }
+    let mut child = Command::new(BINARY)
+        .arg("__guard")
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it ends").success());
+    for args in [vec!["--help"], vec!["completions", "bash"]] {
+        let output = Command::new(BINARY)
+            .args(&args)
+            .output()
+            .expect("the command starts");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("__guard"),
+            "{args:?}"
+        );
+    }
+}

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::super::exit::Exit;
 use super::super::processes::{Process, descendants, marked};
-use super::GUARD;
 use super::order::{KILL, Note, Order, STOP};
+use super::{GUARD, NAME};
 
 /// How long processes that outlived their guard and SIGKILL are waited for.
 const STUCK: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ impl Guarded {
 /// Starts a guard's process, and gives the pipe that it listens to.
 fn spawn(program: &Path) -> io::Result<(Child, ChildStdin)> {
     let mut guard = Command::new(program)
-        .arg0("chainette")
+        .arg0(NAME)
         .arg(GUARD)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

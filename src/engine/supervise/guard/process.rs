@@ -18,7 +18,7 @@ use super::super::log;
 use super::super::processes::{Process, as_pid, descendants, host, marked};
 use super::ears::{Ears, Ending, Heard, Lines};
 use super::order::{Note, Order, VERSION};
-use super::{EXEC, MARK, myself};
+use super::{EXEC, MARK, NAME, myself};
 
 /// How often it looks whether the log is long.
 const LOOK_AT_LOG: Duration = Duration::from_secs(5);
@@ -132,7 +132,7 @@ async fn start(order: &Order) -> io::Result<Process> {
     let (report, silence) = io::pipe()?;
     let mut command = Command::new(myself());
     command
-        .arg0("chainette")
+        .arg0(NAME)
         .arg(EXEC)
         .arg(std::process::id().to_string())
         .arg(&order.binary)

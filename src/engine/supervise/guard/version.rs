@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, killpg};
 
 use super::super::ask::plain;
 use super::super::processes::as_pid;
-use super::EXEC;
+use super::{EXEC, NAME};
 
 /// Longer answers are cut.
 const MOST: u64 = 64 << 10;
@@ -21,7 +21,7 @@ pub(in super::super) fn version_of(program: &Path, binary: &Path, patience: Dura
     let (said, pipe) = std::io::pipe().ok()?;
     let mut command = Command::new(program);
     command
-        .arg0("chainette")
+        .arg0(NAME)
         .arg(EXEC)
         .arg(std::process::id().to_string())
         .arg(binary)
