@@ -8,7 +8,6 @@ use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
 use super::{Exit, compile, csv_types, explain_error};
-use crate::engine::broker::Broker;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
 use crate::report::{summary, thousands};
@@ -46,6 +45,10 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if let Some(message) = csv_types::misfits(&plan, input.csv.as_deref()) {
         printer.warning(&message);
     }
+    let engines = match super::engine::planned(&plan.engines, &plan.resources, printer) {
+        Ok(engines) => engines,
+        Err(exit) => return exit,
+    };
     if args.dry_run {
         return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
     }
@@ -60,7 +63,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         }
     };
     let events = dispatcher.events();
-    let broker = match Broker::new(&plan.engines, events.clone()) {
+    let broker = match engines.broker(&plan.engines, events.clone()) {
         Ok(broker) => Arc::new(broker.with_recent(global.verbose.then(Recent::default))),
         Err(error) => {
             printer.error(&explain_error(&error));

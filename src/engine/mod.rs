@@ -7,6 +7,7 @@ pub mod broker;
 pub mod client;
 pub mod provision;
 pub mod supervise;
+pub mod warm;
 mod custom;
 pub mod runaway;
 
@@ -17,6 +18,7 @@ pub use custom::{FnEngine, Question};
 
 use futures::future::BoxFuture;
 
+use crate::engine::client::limits::Limits;
 use crate::engine::client::schema::PreparedSchema;
 use crate::event::Usage;
 use crate::row::ErrorKind;
@@ -167,6 +169,11 @@ pub trait Engine: Send + Sync {
 
     /// Sends a rendered request and reads the reply. `turn` numbers the tries of one row's question.
     fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>>;
+
+    /// What the engine last said of its limits of requests and tokens, if it ever did.
+    fn limits(&self) -> Option<Limits> {
+        None
+    }
 }
 
 /// A shared engine.

@@ -128,8 +128,12 @@ pub struct EngineStatus {
     pub limit: usize,
     /// Why it takes no requests now.
     pub trouble: Option<String>,
-    /// Seconds until it is asked again.
+    /// Seconds until it is asked again, or started again.
     pub retry_in: Option<f64>,
+    /// What is done about it while it has no server.
+    pub absent: Option<String>,
+    /// Seconds until its rate limit lets the next request go, while that is what rows wait for.
+    pub limited: Option<f64>,
 }
 
 /// Rows that sleep for a while after a fault of the transport, before they are asked again.

@@ -36,7 +36,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(problems: Problems, sources: Sources) -> Self {
+    pub(crate) fn new(problems: Problems, sources: Sources) -> Self {
         Self {
             problems: problems.into_sorted(),
             sources,

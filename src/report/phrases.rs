@@ -72,8 +72,22 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
         let trouble = on_one_line(engine.trouble.as_deref().unwrap_or_default());
         return wait_for(format!("engine {}, {next}: {trouble}", engine.name));
     }
+    let missing = |engine: &&EngineStatus| engine.absent.is_some() && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(missing) {
+        let what = on_one_line(engine.absent.as_deref().unwrap_or_default());
+        return wait_for(match engine.retry_in.map(f64::ceil) {
+            Some(wait) if wait > 0.0 => {
+                format!("engine {}, next start in {}: {what}", engine.name, seconds(wait))
+            }
+            _ => format!("engine {}: {what}", engine.name),
+        });
+    }
     if status.disk_is_behind {
         return wait_for("the disk: finished rows cannot be written fast enough".into());
+    }
+    let limited = |engine: &&EngineStatus| engine.limited.is_some() && engine.waiting > 0;
+    if let Some(engine) = status.engines.iter().find(limited) {
+        return wait_for(format!("the rate limit of engine {}", engine.name));
     }
     let full = |engine: &&EngineStatus| engine.in_flight >= engine.limit && engine.waiting > 0;
     if let Some(engine) = status.engines.iter().find(full) {
@@ -147,6 +161,11 @@ pub(super) fn node_name(node: &NodeInfo) -> String {
         Some(branch) => format!("{branch}/{}", node.id),
         None => node.id.clone(),
     }
+}
+
+/// The line for an event of an engine, where nothing else is watched.
+pub(crate) fn engine_line(event: &Event) -> Option<String> {
+    News::default().line(event, &Progress::default())
 }
 
 /// Turns changes into lines; of failures only the first of each kind and place, and that there are more.

@@ -20,6 +20,7 @@ use super::outdir::OutDir;
 use super::parking::Parking;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
+use crate::engine::supervise::{Policy, Supervisor};
 use crate::event::{EngineStatus, Event, EventSender, Status};
 use crate::failpoint;
 use crate::node::answer::{Answers, NoAnswers};
@@ -180,6 +181,11 @@ impl Session<'_> {
                 recent: broker.recent(),
             }));
         }
+        {
+            let _runtime = runtime.enter();
+            let engines = Supervisor::new(private.join("engines"), Policy::default(), events.clone());
+            broker.start(&engines);
+        }
         let asking = TaskTracker::new();
         let executor = Executor {
             walker,
@@ -219,6 +225,8 @@ impl Session<'_> {
             // Whoever is later than that has lost its connection.
             ledger.close();
         }
+        // Whatever we started is gone before the run says that it is over.
+        runtime.block_on(broker.shutdown());
         runtime.shutdown_background();
         drop(workers);
         failpoint::hit("session.ended").map_err(RunError::io(&out.path))?;
@@ -245,6 +253,8 @@ fn engine_status(load: EngineLoad) -> EngineStatus {
         limit: load.limit,
         trouble: load.cause,
         retry_in: load.retry_in.map(|time| time.as_secs_f64()),
+        absent: load.absent,
+        limited: load.limited.map(|time| time.as_secs_f64()),
     }
 }
 

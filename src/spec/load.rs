@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::Span;
-use super::chain::{self, ChainSpec};
+use super::chain::{self, ChainSpec, EngineDecl};
 use super::problem::{Code, Problems, Sources, suggest};
 use super::yaml::{self, Entry};
+use super::{Resources, Span};
 
 /// What the user named on the command line.
 #[derive(Clone, Debug, Default)]
@@ -80,8 +80,28 @@ pub fn load(input: &ChainInput, sources: &mut Sources, problems: &mut Problems) 
         let known = !spec.unread.contains(&"vars");
         apply_set(set, &mut spec.vars, known, sources, problems);
     }
-    check_engine_names(&spec, sources, problems);
+    check_engine_names(&spec.engines, sources, problems);
     Some(spec)
+}
+
+/// The engines of a chain file or of an engines file, and what they may use together. Every problem is noted, also what
+/// this version does not serve; `None` when there is nothing to speak of.
+pub fn load_engines(
+    path: &Path,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<(Vec<EngineDecl>, Resources)> {
+    let text = read_file(path, "chain or engines file", problems)?;
+    let file = sources.add(path, &text);
+    let root = yaml::parse(file, &text, problems)?;
+    if root.get("steps").is_none() {
+        let read = chain::read_engines_file(&root, folder_of(path), problems);
+        check_engine_names(&read.engines, sources, problems);
+        return Some((read.engines, read.resources));
+    }
+    let spec = chain::read(&root, folder_of(path), problems)?;
+    check_engine_names(&spec.engines, sources, problems);
+    Some((spec.engines, spec.resources))
 }
 
 /// The folder of a file.
@@ -220,9 +240,9 @@ fn apply_set(set: &str, vars: &mut [Entry], known: bool, sources: &mut Sources, 
     }
 }
 
-fn check_engine_names(spec: &ChainSpec, sources: &Sources, problems: &mut Problems) {
+fn check_engine_names(engines: &[EngineDecl], sources: &Sources, problems: &mut Problems) {
     let mut seen: HashMap<&str, Span> = HashMap::new();
-    for engine in &spec.engines {
+    for engine in engines {
         let (name, span) = (engine.name.value.as_str(), engine.name.span);
         match seen.get(name) {
             // A key that stands twice in one mapping is reported by the YAML reader and comes here once.

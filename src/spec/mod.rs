@@ -17,7 +17,7 @@ pub use apply::{ApplyKind, ProcessSpec};
 pub use chain::{ChainSpec, EngineDecl};
 pub(crate) use fields::duration as parse_duration;
 pub use launch::{Launch, Memory, Resources};
-pub use load::{ChainInput, load};
+pub use load::{ChainInput, load, load_engines};
 pub use place::Places;
 pub use problem::{Code, Problem, ProblemRef, Problems, Sources, Span, nearest, suggest};
 pub use steps::{ApplySpec, BranchSpec, GroupSpec, NodeHead, NodeSpec, StepSpec};
@@ -35,7 +35,7 @@ pub(crate) mod accepted {
         ATTACHED, BACKENDS, FIELDS as ENGINE, MODEL, POOL, SECRET_HEADERS, TIMEOUT,
         UNSERVED as ENGINE_UNSERVED,
     };
-    pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV};
+    pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV, SECRET_FLAGS};
     pub(crate) use super::steps::{APPLY, BRANCH, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP};
 }
 

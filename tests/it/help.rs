@@ -4,11 +4,12 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "run",
     "inspect",
     "verify",
     "engines",
+    "engine",
     "diff",
     "clean",
     "init",
@@ -38,6 +39,16 @@ fn help_of_each_command() {
         insta::assert_snapshot!(format!("help_{command}_long"), help(&[command, "--help"]));
         insta::assert_snapshot!(format!("help_{command}_short"), help(&[command, "-h"]));
         assert_eq!(help(&["help", command]), help(&[command, "--help"]), "{command}");
+    }
+}
+
+#[test]
+fn help_of_the_commands_for_engines() {
+    for command in ["provision"] {
+        insta::assert_snapshot!(
+            format!("help_engine_{command}_long"),
+            help(&["engine", command, "--help"])
+        );
     }
 }
 

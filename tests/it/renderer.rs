@@ -76,6 +76,8 @@ fn three_nodes() -> Progress {
                 limit: 64,
                 trouble: Some("HTTP 429: rate limit reached for requests".into()),
                 retry_in: Some(11.2),
+                absent: None,
+                limited: None,
             }],
             errors: 1_234,
             feed: Feed::AtEnd,

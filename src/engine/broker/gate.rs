@@ -8,12 +8,13 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::lease::Lease;
-use super::pace::Pace;
+use super::pace::{Done, Pace};
 use super::place::{Health, Place};
+use super::rate::Rate;
 use super::suspects::{Suspects, Who};
 use super::{EngineLoad, backoff};
 use crate::engine::{CallError, Pressure, Reply, SharedEngine, Stop};
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, Usage};
 
 /// A shorter `Retry-After` says nothing.
 const LEAST_WAIT: Duration = Duration::from_millis(10);
@@ -51,6 +52,12 @@ pub(super) struct State {
     stop: Option<Stop>,
     /// When the last lease was lent.
     pub(super) used: Instant,
+    /// Requests and tokens per minute.
+    rate: Rate,
+    /// The next request may go no sooner, by the rate.
+    limited: Option<Instant>,
+    /// When the queue is looked at again, if that is settled.
+    look: Option<Instant>,
 }
 
 /// Those who wait: by row (or the row behind which they stand), by the faults they met, in the order they came.
@@ -87,6 +94,7 @@ impl Gate {
         name: &str,
         engine: SharedEngine,
         places: Vec<Place>,
+        rate: Rate,
         engine_wait: Duration,
         events: EventSender,
     ) -> Arc<Self> {
@@ -107,6 +115,9 @@ impl Gate {
                 announced: None,
                 stop: None,
                 used: Instant::now(),
+                rate,
+                limited: None,
+                look: None,
             }),
             wants: Notify::new(),
             quiet: Notify::new(),
@@ -117,12 +128,12 @@ impl Gate {
     pub(super) fn before(
         name: &str,
         engine: SharedEngine,
-        pace: Pace,
+        (pace, rate): (Pace, Rate),
         engine_wait: Duration,
         events: EventSender,
     ) -> Arc<Self> {
         let place = Place::new(Some(Arc::clone(&engine)), false, pace);
-        Self::new(name, engine, vec![place], engine_wait, events)
+        Self::new(name, engine, vec![place], rate, engine_wait, events)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -138,7 +149,7 @@ impl Gate {
         let open = state.places.iter().any(|place| place.health == Health::Open);
         let absent = state.places.iter().find_map(|place| match &place.health {
             Health::Absent { what, until, .. } => Some((what.clone(), *until)),
-            Health::Draining => Some(("the end of a drain".to_owned(), None)),
+            Health::Draining => Some(("draining".to_owned(), None)),
             _ => None,
         });
         let absent = absent.filter(|_| !open);
@@ -154,6 +165,10 @@ impl Gate {
                 .filter(|_| !open)
                 .map(|until| until.saturating_duration_since(Instant::now())),
             absent: absent.filter(|_| until.is_none()).map(|(what, _)| what),
+            limited: state
+                .limited
+                .map(|at| at.saturating_duration_since(Instant::now()))
+                .filter(|wait| !wait.is_zero()),
         }
     }
 
@@ -231,27 +246,42 @@ impl Gate {
             return turn_away(queue);
         }
         let mut granted = Vec::new();
-        while let Some(Grant {
-            key,
-            at,
-            probe,
-            alone,
-        }) = state.next(now)
-        {
+        state.limited = None;
+        let later = loop {
+            let Grant {
+                key,
+                at,
+                probe,
+                alone,
+            } = match state.next(now) {
+                Ok(grant) => grant,
+                Err(later) => break later,
+            };
+            let estimate = state.rate.estimate();
+            let ticket = match state.rate.admit(now, estimate) {
+                Ok(ticket) => ticket,
+                Err(later) => {
+                    state.limited = Some(later);
+                    break Some(later);
+                }
+            };
             let Some(waiter) = state.queue.remove(&key) else {
-                break;
+                break None;
             };
             state.leases += 1;
             state.used = now;
             let id = state.leases;
-            let Some(place) = state.places.get_mut(at) else {
-                break;
+            let Some((place, engine)) = state.places.get_mut(at).and_then(|place| {
+                let engine = place.engine.clone()?;
+                Some((place, engine))
+            }) else {
+                break None;
             };
-            let Some(engine) = place.engine.clone() else { break };
             if let (true, Health::Down { probing, .. }) = (probe, &mut place.health) {
                 *probing = true;
             }
             place.in_flight += 1;
+            place.pace.released(now, place.in_flight);
             place.reserved |= alone;
             let lease = Lease {
                 gate: Arc::clone(self),
@@ -262,14 +292,36 @@ impl Gate {
                 epoch: place.epoch,
                 life: place.life.subscribe(),
                 probe,
+                ticket: Mutex::new(Some(ticket)),
             };
             granted.push((waiter.turn, lease));
+        };
+        if let Some(later) = later {
+            self.look_again(&mut state, later);
         }
         drop(state);
         for (turn, lease) in granted {
             // Someone who just left drops the lease, and that gives it back.
             let _left = turn.send(Ok(lease));
         }
+    }
+
+    /// Looks at the queue again then; of all such times the first counts.
+    fn look_again(self: &Arc<Self>, state: &mut State, at: Instant) {
+        if state.look.is_some_and(|look| look <= at) {
+            return;
+        }
+        state.look = Some(at);
+        let gate = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            let Some(gate) = gate.upgrade() else { return };
+            let mut state = gate.lock();
+            if state.look == Some(at) {
+                state.look = None;
+            }
+            gate.pump(state);
+        });
     }
 
     /// The reason to stop, once rows wait, nothing is in flight or being started, and `engine_wait` is over.
@@ -291,10 +343,20 @@ impl Gate {
         })
     }
 
-    /// What a call told about a server.
-    pub(super) fn report(self: &Arc<Self>, lease: &Lease, who: &Who, result: &Result<Reply, CallError>) {
+    /// What a call told about a server, and how long it took.
+    pub(super) fn report(
+        self: &Arc<Self>,
+        lease: &Lease,
+        who: &Who,
+        took: Duration,
+        result: &Result<Reply, CallError>,
+    ) {
+        if let Some(limits) = lease.engine.limits() {
+            self.lock().rate.learn(Instant::now(), &limits);
+        }
         match result {
-            Ok(_) | Err(CallError::Refused { .. }) => self.succeeded(lease, who),
+            Ok(reply) => self.succeeded(lease, who, took, reply.usage),
+            Err(CallError::Refused { .. }) => self.succeeded(lease, who, took, Usage::default()),
             Err(CallError::Engine {
                 message,
                 retry_after,
@@ -310,18 +372,29 @@ impl Gate {
         }
     }
 
-    fn succeeded(self: &Arc<Self>, lease: &Lease, who: &Who) {
+    fn succeeded(self: &Arc<Self>, lease: &Lease, who: &Who, took: Duration, usage: Usage) {
+        let now = Instant::now();
         let mut state = self.lock();
         state.since = None;
         state.suspects.answered(who);
-        let wanted_more = !state.queue.is_empty();
+        if let Some(ticket) = lease.take_ticket() {
+            let tokens = usage.prompt_tokens + usage.completion_tokens;
+            state.rate.settle(ticket, now, tokens);
+        }
+        let queued = !state.queue.is_empty();
         let Some(place) = state.places.get_mut(lease.at) else {
             return;
         };
+        let done = Done {
+            took,
+            tokens: usage.completion_tokens,
+            queued,
+            in_flight: place.in_flight,
+        };
+        place.pace.finished(now, done);
         if lease.epoch != place.epoch {
             return;
         }
-        place.pace.succeeded(wanted_more);
         place.faults = 0;
         if place.health != Health::Draining {
             place.health = Health::Open;
@@ -376,7 +449,7 @@ impl Gate {
         place.epoch += 1;
         place.faults += 1;
         if pressure != Pressure::Down {
-            place.pace.pushed_back();
+            place.pace.pushed_back(now, retry_after);
         }
         place.health = match pressure {
             Pressure::Busy => Health::Paused { until },
@@ -458,8 +531,8 @@ impl State {
     }
 
     /// Who goes next: the first in line to the server that has the least in flight; a suspect to one that has nothing,
-    /// which is kept clear for it.
-    fn next(&self, now: Instant) -> Option<Grant> {
+    /// which is kept clear for it. Else the time to look again, if it is only that which is missing.
+    fn next(&self, now: Instant) -> Result<Grant, Option<Instant>> {
         let mut kept = None;
         if self.suspects.any_isolated() {
             let mut waiting = self.queue.iter();
@@ -471,12 +544,13 @@ impl State {
                     .iter()
                     .enumerate()
                     .filter(|(_, place)| place.can_serve())
-                    .min_by_key(|(_, place)| place.in_flight)?;
+                    .min_by_key(|(_, place)| place.in_flight)
+                    .ok_or(None)?;
                 if place.in_flight == 0
                     && let Some(probe) = place.admits(now)
                 {
                     let alone = true;
-                    return Some(Grant {
+                    return Ok(Grant {
                         key: *key,
                         at,
                         probe,
@@ -486,20 +560,32 @@ impl State {
                 kept = Some(at);
             }
         }
-        let places = self.places.iter().enumerate().filter(|(at, _)| Some(*at) != kept);
-        // One request at a time tries a server that was down, although others have room: else nobody would find out.
-        let (at, probe, _) = places
-            .filter_map(|(at, place)| Some((at, place.admits(now)?, place.in_flight)))
-            .min_by_key(|(_, probe, in_flight)| (!probe, *in_flight))?;
         let innocent = |waiter: &Waiter| kept.is_none() || !self.suspects.is_isolated(&waiter.who);
-        let (key, _) = self.queue.iter().find(|(_, waiter)| innocent(waiter))?;
-        let alone = false;
-        Some(Grant {
-            key: *key,
-            at,
-            probe,
-            alone,
-        })
+        let waiter = self.queue.iter().find(|(_, waiter)| innocent(waiter));
+        let (key, _) = waiter.ok_or(None)?;
+        let places = self.places.iter().enumerate().filter(|(at, _)| Some(*at) != kept);
+        let mut later: Option<Instant> = None;
+        // One request at a time tries a server that was down, although others have room: else nobody would find out.
+        let best = places
+            .filter_map(|(at, place)| Some((at, place.admits(now)?, place)))
+            .filter(|(_, _, place)| match place.pace.release_at(now) {
+                None => true,
+                Some(at) => {
+                    later = Some(later.map_or(at, |other| other.min(at)));
+                    false
+                }
+            })
+            .min_by_key(|(_, probe, place)| (!probe, place.in_flight))
+            .map(|(at, probe, _)| (at, probe));
+        match best {
+            Some((at, probe)) => Ok(Grant {
+                key: *key,
+                at,
+                probe,
+                alone: false,
+            }),
+            None => Err(later),
+        }
     }
 }
 

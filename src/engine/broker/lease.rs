@@ -1,11 +1,13 @@
 //! A place at a server, lent for one request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::gate::Gate;
+use super::rate::Ticket;
 use super::suspects::Who;
 use crate::engine::{BROKEN, CallError, Pressure, Rendered, Reply, SharedEngine};
 use crate::row::ErrorKind;
@@ -26,6 +28,8 @@ pub struct Lease {
     /// Changes when the server ends.
     pub(super) life: watch::Receiver<u64>,
     pub(super) probe: bool,
+    /// What the rate took it for.
+    pub(super) ticket: Mutex<Option<Ticket>>,
 }
 
 impl Lease {
@@ -35,9 +39,10 @@ impl Lease {
     /// engine needs. After [`CallError::Fatal`] the broker has given the engine up, and says so there.
     pub async fn call(&self, rendered: &Rendered, turn: u32) -> Result<Reply, CallError> {
         let who = rendered.digest;
+        let start = Instant::now();
         if !self.supervised {
             let result = self.engine.call(rendered, turn).await;
-            self.gate.report(self, &who, &result);
+            self.gate.report(self, &who, start.elapsed(), &result);
             return result;
         }
         if self.gate.is_condemned(&who) {
@@ -58,8 +63,13 @@ impl Lease {
             });
         }
         drop(flying);
-        self.gate.report(self, &who, &result);
+        self.gate.report(self, &who, start.elapsed(), &result);
         result
+    }
+
+    /// What the rate took the request for, once.
+    pub(super) fn take_ticket(&self) -> Option<Ticket> {
+        self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// True when the server has ended, or does so within a moment.

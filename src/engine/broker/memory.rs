@@ -181,6 +181,13 @@ impl MemoryLedger {
         })
     }
 
+    /// Asks every engine that nobody uses to go.
+    pub(super) fn flush(&self) {
+        for evict in lock(&self.0.books).booked.values().map(|entry| &entry.evict) {
+            evict.ask("a flush");
+        }
+    }
+
     /// Asks the engine that nobody uses, and that was used longest ago, to go; all servers of it.
     fn make_room(&self, gate: &Arc<Gate>) {
         let residents: Vec<(Arc<Gate>, Arc<Eviction>)> = lock(&self.0.books)

@@ -3,29 +3,43 @@
 //! Each engine has one gate. It bounds the requests in flight, and it closes when the engine cannot
 //! take work, so that an outage costs waiting time and never a row.
 
+mod attached;
 mod gate;
+mod keeper;
+mod launching;
 mod lease;
-mod pace;
 mod memory;
+mod orders;
+pub mod pace;
 mod place;
+pub mod rate;
 mod suspects;
 mod tending;
 
+pub use keeper::Prepare;
+pub use launching::preparation;
 pub use lease::Lease;
 pub use memory::{Budget, MemoryLedger};
+pub use orders::{ServerState, ServerView, Sharing};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::engine::client::adapter;
+use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::{EventSender, Exchange, Recent, Retrying};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
+use keeper::Keeper;
+use orders::Orders;
 use pace::Pace;
+use place::Place;
+use rate::Rate;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
@@ -37,6 +51,24 @@ pub struct Broker {
     recent: Option<Recent>,
     /// Rows that sleep before they are asked again.
     retrying: Arc<Mutex<Retrying>>,
+    /// The servers that are ours to run.
+    servers: Vec<Kept>,
+    memory: MemoryLedger,
+    keepers: TaskTracker,
+    /// The end of the keepers.
+    ended: CancellationToken,
+    /// How servers are shared with other processes.
+    shares: Sharing,
+    orders: Orders,
+}
+
+/// A server with its place.
+#[derive(Clone)]
+struct Kept {
+    gate: Arc<Gate>,
+    at: usize,
+    spec: Arc<EngineSpec>,
+    prepare: Arc<Prepare>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -56,6 +88,14 @@ pub struct EngineLoad {
     pub retry_in: Option<Duration>,
     /// What is done about it while it has no server.
     pub absent: Option<String>,
+    /// How long until its rate limit lets the next request go, while that is what rows wait for.
+    pub limited: Option<Duration>,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kept({:?}, {})", self.gate, self.at)
+    }
 }
 
 impl Broker {
@@ -75,9 +115,17 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::new`].
-    pub fn with_spec(self, spec: &EngineSpec) -> Result<Self, SetupError> {
-        let engine = adapter(spec)?;
-        Ok(self.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait))
+    pub fn with_spec(mut self, spec: &EngineSpec) -> Result<Self, SetupError> {
+        let rate = Rate::new(spec.rpm, spec.tpm);
+        let gate = self.gate(
+            &spec.name,
+            adapter(spec)?,
+            spec.concurrency,
+            rate,
+            spec.engine_wait,
+        );
+        self.put(gate);
+        Ok(self)
     }
 
     /// No engines yet.
@@ -88,7 +136,96 @@ impl Broker {
             stopped: CancellationToken::new(),
             recent: None,
             retrying: Arc::default(),
+            servers: Vec::new(),
+            memory: MemoryLedger::new(Budget::default()),
+            keepers: TaskTracker::new(),
+            ended: CancellationToken::new(),
+            shares: Sharing::Own,
+            orders: Orders::default(),
         }
+    }
+
+    /// Books the memory of servers there.
+    #[must_use]
+    pub fn with_memory(self, memory: MemoryLedger) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Adds an engine whose servers are ours to run, one for each of its replicas. Nothing is started before
+    /// [`Broker::start`].
+    ///
+    /// # Errors
+    /// As for [`Broker::new`].
+    pub fn with_servers(mut self, spec: &EngineSpec, servers: Vec<Arc<Prepare>>) -> Result<Self, SetupError> {
+        let places = servers.iter().map(|_| {
+            let pace = Pace::new(spec.concurrency, None);
+            Place::new(None, true, pace)
+        });
+        let gate = Gate::new(
+            &spec.name,
+            adapter(spec)?,
+            places.collect(),
+            Rate::new(spec.rpm, spec.tpm),
+            spec.engine_wait,
+            self.events.clone(),
+        );
+        let spec = Arc::new(spec.clone());
+        let kept = servers.into_iter().enumerate().map(|(at, prepare)| Kept {
+            gate: Arc::clone(&gate),
+            at,
+            spec: Arc::clone(&spec),
+            prepare,
+        });
+        self.servers.extend(kept);
+        self.put(gate);
+        Ok(self)
+    }
+
+    /// Begins to keep the servers: each is started when a row first waits for its engine, or at once where the engine
+    /// is not `lazy`. Call it within a tokio runtime, once, and [`Broker::shutdown`] at the end.
+    pub fn start(&self, supervisor: &Supervisor) {
+        for kept in &self.servers {
+            let keeper = Keeper {
+                gate: Arc::clone(&kept.gate),
+                at: kept.at,
+                spec: Arc::clone(&kept.spec),
+                prepare: Arc::clone(&kept.prepare),
+                supervisor: supervisor.clone(),
+                memory: self.memory.clone(),
+                events: self.events.clone(),
+                stop: self.ended.clone(),
+                shares: self.shares.clone(),
+            };
+            let post = self.orders.to(kept.gate.name(), kept.at);
+            self.keepers.spawn(keeper.run(post));
+        }
+    }
+
+    /// Whether any server is ours to run.
+    pub fn has_servers(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
+    /// Takes no more requests and stops every server that is ours; returns when nothing of them is left.
+    pub async fn shutdown(&self) {
+        self.stop();
+        self.ended.cancel();
+        self.keepers.close();
+        self.keepers.wait().await;
+    }
+
+    /// Lets every server go that nobody uses or waits for; with `force` all of them, for good, as [`Broker::shutdown`].
+    pub async fn flush(&self, force: bool) {
+        if force {
+            self.shutdown().await;
+        } else {
+            self.memory.flush();
+        }
+    }
+
+    /// The memory that servers have booked.
+    pub fn memory(&self) -> &MemoryLedger {
+        &self.memory
     }
 
     /// Adds an engine that the library's user made; or puts it in the place of the one of that name.
@@ -100,13 +237,30 @@ impl Broker {
         concurrency: Concurrency,
         engine_wait: Duration,
     ) -> Self {
+        let gate = self.gate(name, engine, concurrency, Rate::new(None, None), engine_wait);
+        self.put(gate);
+        self
+    }
+
+    /// A gate before a server that somebody else runs.
+    fn gate(
+        &self,
+        name: &str,
+        engine: SharedEngine,
+        concurrency: Concurrency,
+        rate: Rate,
+        engine_wait: Duration,
+    ) -> Arc<Gate> {
         let pace = Pace::new(concurrency, None);
-        let gate = Gate::before(name, engine, pace, engine_wait, self.events.clone());
-        match self.gates.iter_mut().find(|gate| gate.name() == name) {
-            Some(place) => *place = gate,
+        Gate::before(name, engine, (pace, rate), engine_wait, self.events.clone())
+    }
+
+    /// Adds a gate, or puts it in the place of the one of its name.
+    fn put(&mut self, gate: Arc<Gate>) {
+        match self.gates.iter_mut().find(|old| old.name() == gate.name()) {
+            Some(old) => *old = gate,
             None => self.gates.push(gate),
         }
-        self
     }
 
     /// Tells of requests there.

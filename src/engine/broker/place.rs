@@ -82,7 +82,7 @@ impl Place {
             health: match engine {
                 Some(_) => Health::Open,
                 None => Health::Absent {
-                    what: "its server".to_owned(),
+                    what: "not started yet".to_owned(),
                     starting: false,
                     until: None,
                 },

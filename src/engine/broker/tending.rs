@@ -76,7 +76,7 @@ impl Gate {
         };
         let flying: Vec<Who> = place.flying.values().copied().collect();
         place.health = Health::Absent {
-            what: "its server, which has ended".to_owned(),
+            what: "its server has ended".to_owned(),
             starting: false,
             until: None,
         };
@@ -100,7 +100,7 @@ impl Gate {
         let since = *state.since.get_or_insert(now);
         if let Some(place) = state.places.get_mut(at) {
             place.health = Health::Absent {
-                what: format!("its server, which is started again ({why})"),
+                what: why.to_owned(),
                 starting: false,
                 until,
             };

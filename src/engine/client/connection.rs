@@ -7,6 +7,7 @@ use super::draft::{Draft, fault};
 use super::events::{Events, Lines};
 use super::fault::Failed;
 use super::http::{Http, Incoming};
+use super::limits::Limits;
 use crate::engine::{BROKEN, CallError, Pressure, Rendered, Reply, Request, SetupError};
 use crate::spec::{Backend, EngineSpec};
 
@@ -96,6 +97,11 @@ impl Connection {
     /// The model asked for.
     pub(super) fn model(&self) -> &str {
         &self.model
+    }
+
+    /// What the last answer that named limits said of them.
+    pub(super) fn limits(&self) -> Option<Limits> {
+        self.http.as_ref()?.limits()
     }
 
     /// A request from its body, a JSON object, and the fields that only say how the reply is to be

@@ -1,6 +1,7 @@
 //! One HTTP exchange under its clocks.
 
 use std::error::Error as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::fault;
+use super::limits::Limits;
 use crate::clock::Clock;
 use crate::engine::{BROKEN, CallError, Pressure};
 use crate::failpoint;
@@ -32,6 +34,8 @@ pub(super) struct Http {
     max_reply: u64,
     /// What must never be shown: the key and the values of the user's headers.
     secrets: Vec<String>,
+    /// What the last answer that named limits said of them.
+    limits: Mutex<Option<Limits>>,
 }
 
 /// An HTTP answer whose body is still to come, whatever its status.
@@ -98,6 +102,7 @@ impl Http {
             timeout: spec.timeout,
             max_reply: spec.max_reply,
             secrets,
+            limits: Mutex::default(),
         })
     }
 
@@ -136,13 +141,23 @@ impl Http {
             Ok(Err(error)) => return Err(broken(&error)),
             Err(_) => return Err(late(NO_FIRST_BYTE)),
         };
+        // By the server's own clock, where it says what that shows: ours may be set to anything.
+        let wall = || {
+            header(&response, "date")
+                .and_then(fault::date)
+                .unwrap_or_else(Clock::now)
+        };
         let retry_after = header(&response, "retry-after-ms")
             .and_then(|ms| ms.trim().parse::<u64>().ok().map(Duration::from_millis))
-            .or_else(|| {
-                // By the server's own clock, where it says what that shows: ours may be set to anything.
-                let now = header(&response, "date").and_then(fault::date);
-                fault::retry_after(header(&response, "retry-after")?, now.unwrap_or_else(Clock::now))
-            });
+            .or_else(|| fault::retry_after(header(&response, "retry-after")?, wall()));
+        if response
+            .headers()
+            .keys()
+            .any(|name| name.as_str().contains("ratelimit"))
+            && let Some(limits) = Limits::read(|name| header(&response, name), Instant::now(), wall())
+        {
+            *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = Some(limits);
+        }
         Ok(Incoming {
             status: response.status().as_u16(),
             retry_after,
@@ -151,6 +166,11 @@ impl Http {
             max_reply: self.max_reply,
             first_by: Some(first_by),
         })
+    }
+
+    /// What the last answer that named limits said of them.
+    pub(super) fn limits(&self) -> Option<Limits> {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The most bytes that a reply may have.

@@ -1,5 +1,6 @@
 //! Adapters: one per wire protocol.
 
+pub mod limits;
 pub mod ollama;
 pub mod openai;
 pub mod probe;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::connection::{Connection, Framing, Protocol, Told, streams};
 use super::dialect::{self, Dialect};
 use super::draft::{Draft, fault};
+use super::limits::Limits;
 use super::openai::{WireMessage, wire_messages};
 use super::schema::PreparedSchema;
 use crate::engine::{CallError, Engine, Rendered, Reply, Request, SetupError};
@@ -114,6 +115,10 @@ impl Engine for Ollama {
 
     fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
         Box::pin(self.connection.ask::<Chat>(rendered, turn))
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        self.connection.limits()
     }
 }
 

@@ -11,6 +11,7 @@ use super::connection::{Connection, Framing, Protocol, Told, streams};
 use super::dialect::{self, Dialect};
 use super::draft::{Draft, fault};
 use super::fault::{Said, status_of};
+use super::limits::Limits;
 use super::schema::PreparedSchema;
 use crate::engine::{CallError, Engine, Message, Rendered, Reply, Request, Role, SetupError};
 use crate::event::Usage;
@@ -99,6 +100,10 @@ impl Engine for OpenAi {
 
     fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
         Box::pin(self.connection.ask::<Chat>(rendered, turn))
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        self.connection.limits()
     }
 }
 

@@ -1,7 +1,33 @@
 //! Preparing a server: from its declaration to everything that is needed to start it.
 //!
-//! Nothing here spawns, waits for a server, or writes PID and handoff files.
+//! [`Machine::look`] sees what there is, [`plan_all`] says what will be done and what is missing, [`prepare`] does it: it
+//! fetches and verifies the model, and chooses flags and a port. Nothing here starts a server, waits for one, or writes
+//! PID and handoff files.
 
+mod abilities;
+mod checksum;
+mod download;
+mod flags;
+mod gguf;
+mod hub;
+mod machine;
+mod need;
+mod outside;
+mod plan;
+mod port;
+mod prepare;
 mod prepared;
+mod reference;
+mod remembered;
+mod telling;
+mod weights;
 
+pub use gguf::{Gguf, GgufError};
+pub use machine::{Gpu, HubSettings, Machine};
+pub use need::bytes;
+pub use plan::{Missing, Plan, plan, plan_all};
+pub use port::free_port;
+pub use prepare::{PrepareError, Progress, Tell, attach, prepare};
 pub use prepared::{Mode, Need, PreparedEngine};
+pub use reference::{HubReference, Reference};
+pub use telling::Telling;

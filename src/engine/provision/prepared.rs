@@ -79,7 +79,11 @@ pub struct PreparedEngine {
 impl PreparedEngine {
     /// The command line after the program.
     pub fn arguments(&self) -> Vec<String> {
-        let address = ["--host", &self.host, "--port", &self.port.to_string()].map(str::to_owned);
+        let host = match self.protocol() {
+            Some(Backend::Tgi) => "--hostname",
+            _ => "--host",
+        };
+        let address = [host, &self.host, "--port", &self.port.to_string()].map(str::to_owned);
         [self.lead.as_slice(), &address, &self.flags].concat()
     }
 
@@ -88,7 +92,13 @@ impl PreparedEngine {
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         let of = |(name, value): &(String, String)| (name.into(), value.into());
         let mask = self.device_mask.iter();
-        let mask = mask.map(|mask| ("CUDA_VISIBLE_DEVICES".into(), mask.into()));
+        let mask = mask.flat_map(|mask| {
+            [
+                ("CUDA_VISIBLE_DEVICES".into(), mask.into()),
+                // Else the numbers would not be those of `nvidia-smi`.
+                ("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()),
+            ]
+        });
         let secrets = self.secrets.iter();
         let secrets = secrets.filter_map(|(name, ours)| Some((name.into(), std::env::var_os(ours)?)));
         self.env.iter().map(of).chain(mask).chain(secrets).collect()

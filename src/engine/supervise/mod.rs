@@ -5,7 +5,7 @@
 mod ask;
 mod exit;
 mod failed;
-mod files;
+pub(crate) mod files;
 mod guard;
 mod handoff;
 mod hang;
