@@ -102,6 +102,8 @@ pub(super) struct PidFile {
     pub(super) guard: Process,
     /// Who had it started.
     pub(super) owner: Process,
+    /// The machine's name.
+    pub(super) host: String,
 }
 
 /// Makes a folder that only we can enter, and refuses another user's.

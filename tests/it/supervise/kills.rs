@@ -318,7 +318,7 @@ fn a_reused_pid_is_nobody_of_ours() {
     // Its number at another time, and even its number at its time: it carries no mark of ours.
     for wrong in [start_time + 1, start_time] {
         let file = json!({
-            "server": process(wrong), "nonce": "00ff", "guard": process(start_time + 1), "owner": process(start_time + 1),
+            "server": process(wrong), "nonce": "00ff", "host": host(), "guard": process(start_time + 1), "owner": process(start_time + 1),
         });
         std::fs::write(yard.path("e-0.pid"), file.to_string()).expect("the folder is writable");
         let handoff = json!({"pid": pid, "start_time": wrong});
@@ -348,6 +348,31 @@ fn start_time(pid: u32) -> u64 {
         .nth(19)
         .and_then(|ticks| ticks.parse().ok())
         .expect("a number")
+}
+
+/// A folder that is shared with another machine, on which the server runs: its lock is all that can be seen.
+#[tokio::test]
+async fn another_machines_servers_are_left_alone() {
+    let yard = Yard::new();
+    std::fs::create_dir_all(yard.supervisor.folder()).expect("the folder is writable");
+    let process = json!({"pid": 4_194_305, "start_time": 1});
+    let file = json!({"server": null, "nonce": "00", "guard": process, "owner": process, "host": "elsewhere.example"});
+    std::fs::write(yard.path("e-0.pid"), file.to_string()).expect("the folder is writable");
+    let log = std::fs::File::create(yard.path("e-0.log")).expect("the folder is writable");
+    log.lock().expect("it is free");
+    assert!(
+        yard.supervisor
+            .sweep()
+            .expect("the folder can be read")
+            .is_empty()
+    );
+    let failed = yard.try_start(yard.engine(&[])).await.expect_err("there is one");
+    assert!(failed.to_string().contains("runs already"), "{failed}");
+    assert!(yard.path("e-0.pid").exists());
+    // Nobody holds it any more: a container that is gone had another name, too.
+    drop(log);
+    yard.start(&[]).await.stop().await;
+    yard.assert_nothing_left();
 }
 
 /// Files that say nothing, and halves that nobody renamed.
@@ -382,7 +407,7 @@ fn junk_is_swept() {
 async fn another_users_files_are_left_alone() {
     let yard = Yard::new();
     std::fs::create_dir_all(yard.supervisor.folder()).expect("the folder is writable");
-    let text = json!({"server": null, "nonce": "00", "guard": {"pid": 1, "start_time": 0}, "owner": {"pid": 1, "start_time": 0}});
+    let text = json!({"server": null, "nonce": "00", "host": host(), "guard": {"pid": 1, "start_time": 0}, "owner": {"pid": 1, "start_time": 0}});
     // Anybody may write it.
     std::fs::write(yard.path("e-0.pid"), text.to_string()).expect("the folder is writable");
     std::fs::set_permissions(yard.path("e-0.pid"), std::fs::Permissions::from_mode(0o666))
@@ -430,6 +455,7 @@ async fn a_wrong_guard_is_told() {
             .start(yard.engine(&[]), &cancel)
             .await
             .expect_err("no guard");
+        assert!(!failed.stillborn, "another guard is another start");
         said += &format!("{failed}\n");
     }
     insta::assert_snapshot!(said);
@@ -466,7 +492,11 @@ fn killed_at_random_moments() {
         if round % 3 == 1 {
             kill_guard();
         }
-        until("end of the guards", || guards.iter().all(|pid| !exists(*pid)));
+        // What is left of them may wait for the system to bury it.
+        until("end of the guards", || {
+            let living = with_argument("__guard");
+            !guards.iter().any(|pid| living.contains(pid))
+        });
         until("end of its files", || {
             yard.supervisor.sweep().expect("the folder can be read");
             !yard.supervisor.folder().exists() || yard.files().is_empty()
@@ -486,4 +516,47 @@ fn parent(pid: u32) -> Option<u32> {
 
 fn has_environment(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| !environment.is_empty())
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux");
+    name.trim().to_owned()
+}
+
+/// The stages between us and a server are no commands: nobody sees them, and alone they do nothing.
+#[test]
+fn a_guard_without_an_owner_ends_at_once() {
+    for (args, code) in [
+        (vec!["__guard"], 0),
+        (vec!["__exec"], 127),
+        (vec!["__exec", "1", "/bin/echo", "no"], 127),
+    ] {
+        let output = Command::new(BINARY).args(&args).stdin(Stdio::null()).output();
+        let output = output.expect("the command starts");
+        // Its input is no pipe: that is told, too.
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!said.contains("no\n"), "{said}");
+        if args == ["__guard"] {
+            assert!(said.contains("not a pipe"), "{said}");
+        } else {
+            assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        }
+    }
+    let mut child = Command::new(BINARY)
+        .arg("__guard")
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it ends").success());
+    for args in [vec!["--help"], vec!["completions", "bash"]] {
+        let output = Command::new(BINARY)
+            .args(&args)
+            .output()
+            .expect("the command starts");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("__guard"),
+            "{args:?}"
+        );
+    }
 }

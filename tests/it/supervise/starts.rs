@@ -94,6 +94,33 @@ async fn versions_and_slots_are_those_of_the_server() {
     }
 }
 
+/// A program that knows no `--version`, and does something else instead, is ended.
+#[tokio::test]
+async fn asking_for_a_version_leaves_nothing() {
+    let yard = Yard::with(Policy {
+        health_patience: Duration::from_millis(300),
+        ..Policy::default()
+    });
+    let script = yard.dir.path().join("server.sh");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then sleep {} & sleep {}; fi\nexec {} \"$@\"\n",
+        yard.nap,
+        yard.nap,
+        fake_engine().display(),
+    );
+    std::fs::write(&script, text).expect("the folder is writable");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut prepared = yard.engine(&[]);
+    prepared.binary = Some(script);
+    let ready = yard.try_start(prepared).await.expect("it starts");
+    assert_eq!(ready.handoff().engine_version, None);
+    until("end of the question", || {
+        yard.processes() == [ready.handoff().pid]
+    });
+    ready.stop().await;
+    yard.assert_nothing_left();
+}
+
 /// `/metrics` is looked at once; a server that should have it and has not gets a warning.
 #[tokio::test]
 async fn missing_metrics_are_told() {

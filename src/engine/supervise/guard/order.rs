@@ -48,7 +48,9 @@ pub(in super::super) struct Order {
 pub(super) enum Note {
     /// The server runs.
     Started(Process),
-    /// It could not be started.
+    /// Its program could not be started.
+    Refused(String),
+    /// The guard could not do its work.
     Failed(String),
     /// It ended.
     Exited(Exit),
