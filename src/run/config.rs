@@ -41,6 +41,8 @@ pub struct RunConfig {
     pub limit: Option<u64>,
     /// Keep answers (not `--no-ledger`).
     pub ledger: bool,
+    /// Bytes of disk for rows that wait for an engine which does not fit beside another (`resources.spill`).
+    pub spill: u64,
     /// When failing rows stop the run.
     pub errors: ErrorLimit,
     /// Who hears of Ctrl-C, SIGTERM and SIGHUP; none leaves them alone.
@@ -61,6 +63,7 @@ impl RunConfig {
             chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
             batch_size: plan.batch_size,
             graph,
+            spill: plan.resources.spill.unwrap_or(super::spill::DEFAULT_BYTES),
             plan,
             input,
             out: out.into(),

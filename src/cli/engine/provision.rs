@@ -6,10 +6,9 @@ use serde_json::{Value, json};
 
 use super::super::args::ProvisionArgs;
 use super::super::{Exit, printer::Printer};
-use super::telling::Telling;
 use super::{columns, declared, list};
 use crate::engine::provision::{
-    Machine, Missing, Need, Plan, PreparedEngine, attach, bytes, plan_all, prepare,
+    Machine, Missing, Need, Plan, PreparedEngine, Telling, attach, bytes, plan_all, prepare,
 };
 use crate::engine::warm::WarmFolder;
 use crate::spec::EngineSpec;

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::pool::Trouble;
-use super::telling::Telling;
 use crate::engine::SetupError;
-use crate::engine::broker::{Broker, Budget};
-use crate::engine::provision::{Machine, Need, Plan, PreparedEngine, bytes, plan, prepare};
+use crate::engine::broker::{Broker, Budget, MemoryLedger, preparation};
+use crate::engine::provision::{Machine, Need, Plan, PreparedEngine, Telling, bytes, plan, prepare};
 use crate::engine::warm::{Note, WarmFolder};
 use crate::event::{Event, EventSender};
 use crate::plan::{Report, Style};
@@ -94,16 +93,7 @@ impl Declared {
 
     /// What all its servers take together.
     fn need(&self) -> Need {
-        let times = |bytes: u64| bytes.saturating_mul(u64::from(self.replicas()));
-        let need = &self.first.need;
-        Need {
-            ram: times(need.ram),
-            vram: need
-                .vram
-                .iter()
-                .map(|(device, bytes)| (*device, times(*bytes)))
-                .collect(),
-        }
+        self.first.need.times(self.replicas())
     }
 
     fn replicas(&self) -> u32 {
@@ -161,13 +151,11 @@ impl Declared {
             ..spec.clone()
         };
         // Whether there is room was found out before.
-        Broker::of(
-            &[kept],
-            &[Some(self.plan.clone())],
-            budget_of(&self.need()),
-            &self.facts,
-            events,
-        )
+        let ledger = MemoryLedger::new(budget_of(&self.need()));
+        let servers = (0..self.replicas()).map(|replica| preparation(&self.plan, replica, &self.facts));
+        Broker::empty(events)
+            .with_memory(ledger)
+            .with_servers(&kept, servers.collect())
     }
 }
 

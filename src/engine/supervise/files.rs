@@ -102,6 +102,8 @@ pub(super) struct PidFile {
     pub(super) guard: Process,
     /// Who had it started.
     pub(super) owner: Process,
+    /// The machine's name.
+    pub(super) host: String,
 }
 
 /// Makes a folder that only we can enter, and refuses another user's.
@@ -129,7 +131,10 @@ fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
 }
 
 fn foreign() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "it belongs to another user, others may write it, or it is a link",
+    )
 }
 
 /// Replaces a file as a whole: nobody ever sees half of it, and nobody else can read it.
@@ -159,10 +164,13 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     serde_json::from_slice(&text).map_err(|error| at(path)(error.into()))
 }
 
-/// Opens a file of ours, through no link.
+/// Opens a file of ours, through no link; [`io::ErrorKind::PermissionDenied`] for one that is not ours alone to write.
 pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = options.custom_flags(flags.bits()).open(path)?;
+    let file = options.custom_flags(flags.bits()).open(path).map_err(|error| {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
+        if is_link { at(path)(foreign()) } else { error }
+    })?;
     let meta = file.metadata()?;
     if meta.uid() != geteuid().as_raw() || !meta.is_file() || meta.mode() & 0o022 != 0 {
         return Err(at(path)(foreign()));

@@ -13,6 +13,7 @@ mod log;
 mod policy;
 mod processes;
 mod progress;
+mod readiness;
 mod ready;
 mod restarts;
 mod start;
