@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{ends_within, listing, signal, stderr_of, until};
-use crate::warm_harness::{Yard, assert_told, pid, send};
+use crate::warm_harness::{Yard, assert_told, kill, pid, send};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -93,10 +93,10 @@ fn what_is_told_as_json() {
 
 #[test]
 fn one_that_does_not_start_leaves_nothing() {
-    let yard = Yard::new("concurrency: 1", r#"--say "cannot read the weights" --exit 3"#);
+    let yard = Yard::new("concurrency: 1", "");
     yard.declare(
         "chain.yaml",
-        &[("small", "concurrency: 1", "--say nonsense --exit 3")],
+        &[("small", "concurrency: 1", "--say nonsense --exit 3 --never-listen")],
     );
     let up = yard.invoke(&["engine", "up", "chain.yaml"]);
     assert_eq!((up.code, up.stdout.as_str()), (1, ""));
@@ -145,7 +145,7 @@ fn other_settings_are_a_matter_of_reload() {
     // One that does not start: the old one is started again, and the error is told.
     yard.declare(
         "chain.yaml",
-        &[("small", "concurrency: 2", "--say broken --exit 4")],
+        &[("small", "concurrency: 2", "--say broken --exit 4 --never-listen")],
     );
     let reload = yard.invoke(&["engine", "reload", "chain.yaml", "--pool", "small"]);
     assert_eq!(reload.code, 1);
@@ -216,7 +216,7 @@ fn a_server_that_is_killed_is_started_again() {
     let yard = Yard::new("concurrency: 1", "");
     yard.good(&["engine", "up", "chain.yaml"]);
     let first = yard.handoff("small-0").expect("it is ready");
-    send(pid(&first["pid"]), Signal::SIGKILL);
+    kill(pid(&first["pid"]));
     let new = |before: &Value| {
         yard.handoff("small-0")
             .is_some_and(|now| now["pid"] != before["pid"])
@@ -226,7 +226,7 @@ fn a_server_that_is_killed_is_started_again() {
     let second = yard.handoff("small-0").expect("it is ready");
     let text = fs::read(yard.engines().join("small-0.pid")).expect("a PID file");
     let file: Value = serde_json::from_slice(&text).expect("JSON");
-    send(pid(&file["guard"]["pid"]), Signal::SIGKILL);
+    kill(pid(&file["guard"]["pid"]));
     until("third server", || new(&second));
     assert_eq!(yard.started("small"), 3);
     let down = yard.good(&["engine", "down", "--all"]);
@@ -240,7 +240,7 @@ fn a_server_that_is_killed_is_started_again() {
 fn what_a_killed_keeper_leaves_is_cleaned_up() {
     let yard = Yard::new("replicas: 2, concurrency: 1", "--term never");
     yard.good(&["engine", "up", "chain.yaml"]);
-    send(yard.keeper("small"), Signal::SIGKILL);
+    kill(yard.keeper("small"));
     let status = yard.good(&["engine", "status"]);
     // Guards may have ended their servers before anybody looked.
     assert!(!status.stdout.contains("ready"), "{}", status.stdout);
@@ -257,8 +257,8 @@ fn keeper_and_guard_are_killed_together() {
     let text = fs::read(yard.engines().join("small-0.pid")).expect("a PID file");
     let file: Value = serde_json::from_slice(&text).expect("JSON");
     send(yard.keeper("small"), Signal::SIGSTOP);
-    send(pid(&file["guard"]["pid"]), Signal::SIGKILL);
-    send(yard.keeper("small"), Signal::SIGKILL);
+    kill(pid(&file["guard"]["pid"]));
+    kill(yard.keeper("small"));
     let status = yard.good(&["engine", "status"]);
     assert!(status.stdout.contains("stale"), "{}", status.stdout);
     yard.until_nothing_is_left();

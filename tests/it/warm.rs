@@ -5,11 +5,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{ends_within, rows, stderr_of, until};
-use crate::warm_harness::{Yard, pid, send};
+use crate::warm_harness::{Yard, kill, pid};
 
 const LIMIT: Duration = Duration::from_secs(200);
 
@@ -172,14 +171,14 @@ fn servers_and_keepers_are_killed_under_load() {
     yard.good(&["engine", "up", "chain.yaml"]);
     let run = under_way(&yard);
     let first = yard.handoff("small-0").expect("it is ready");
-    send(pid(&first["pid"]), Signal::SIGKILL);
+    kill(pid(&first["pid"]));
     until("second server", || {
         yard.handoff("small-0")
             .is_some_and(|now| now["pid"] != first["pid"])
     });
     let asked = yard.asked("small").len();
     until("requests to it", || yard.asked("small").len() > asked + 10);
-    send(yard.keeper("small"), Signal::SIGKILL);
+    kill(yard.keeper("small"));
     finished(&yard, run);
     let (distinct, all) = distinct(&yard.asked("small"));
     assert_eq!(distinct, 400);

@@ -149,16 +149,7 @@ impl Yard {
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let ours =
             pids.filter(|pid| has(format!("/proc/{pid}/cmdline")) || has(format!("/proc/{pid}/environ")));
-        let lives = |pid: &u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            !stat
-                .rsplit(')')
-                .next()
-                .unwrap_or_default()
-                .trim_start()
-                .starts_with('Z')
-        };
-        ours.filter(lives)
+        ours.filter(|pid| lives(*pid))
             .map(|pid| format!("process {pid}: {}", cmdline(pid)))
             .collect()
     }
@@ -173,6 +164,22 @@ impl Yard {
 fn cmdline(pid: u32) -> String {
     let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&text).replace('\0', " ")
+}
+
+/// True for a process that is there, and not only what is left of one.
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| {
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+        !state.starts_with(['Z', 'X'])
+    })
+}
+
+/// Kills a process, and waits until it is dead.
+#[track_caller]
+pub fn kill(pid: u32) {
+    send(pid, nix::sys::signal::Signal::SIGKILL);
+    until("death", || !lives(pid));
 }
 
 /// A PID out of JSON.
