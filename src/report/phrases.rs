@@ -239,10 +239,13 @@ impl News {
                 in_flight,
                 log,
                 ..
-            } => format!(
-                "engine {engine}: {reason}, with {} in flight; its log: {log}",
-                counted(*in_flight as u64, "request")
-            ),
+            } => {
+                let lost = match in_flight {
+                    0 => String::new(),
+                    n => format!(", with {} in flight", counted(*n as u64, "request")),
+                };
+                format!("engine {engine}: {reason}{lost}; its log: {log}")
+            }
             Event::Warning { message } => format!("warning: {message}"),
             _ => return None,
         };

@@ -96,7 +96,11 @@ fn one_that_does_not_start_leaves_nothing() {
     let yard = Yard::new("concurrency: 1", "");
     yard.declare(
         "chain.yaml",
-        &[("small", "concurrency: 1", "--say nonsense --exit 3 --never-listen")],
+        &[(
+            "small",
+            "concurrency: 1",
+            "--say nonsense --exit 3 --never-listen",
+        )],
     );
     let up = yard.invoke(&["engine", "up", "chain.yaml"]);
     assert_eq!((up.code, up.stdout.as_str()), (1, ""));

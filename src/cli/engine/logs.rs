@@ -40,7 +40,10 @@ pub(super) fn logs(args: &LogsArgs, printer: Printer) -> Exit {
             return Exit::Failed;
         }
     }
-    while args.follow {
+    if !args.follow {
+        return Exit::Done;
+    }
+    loop {
         thread::sleep(LOOK);
         for log in &mut logs {
             let lines = log.more();
@@ -49,7 +52,6 @@ pub(super) fn logs(args: &LogsArgs, printer: Printer) -> Exit {
             }
         }
     }
-    Exit::Done
 }
 
 fn print(lines: &[String], log: &Log, several: bool, args: &LogsArgs, printer: Printer) -> Exit {
