@@ -3,6 +3,7 @@
 mod control;
 mod keep;
 mod logs;
+pub(super) mod own;
 mod pool;
 mod provision;
 mod reload;
