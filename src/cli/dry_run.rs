@@ -120,7 +120,7 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
 
 /// A request as HTTP would carry it, but pretty, and with every secret taken out.
 fn request(spec: &EngineSpec, body: &[u8]) -> String {
-    let mut out = format!("POST {}\n", shown(&address(spec)));
+    let mut out = format!("POST {}\n", shown(&address(&located(spec))));
     out += "content-type: application/json\n";
     for (name, _) in &spec.headers {
         out += &format!("{}: ***\n", name.to_ascii_lowercase());
@@ -133,6 +133,15 @@ fn request(spec: &EngineSpec, body: &[u8]) -> String {
     out += &pretty.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
     out.push('\n');
     out
+}
+
+/// An engine with the address that it will have: of one that is started by us the port may be open.
+fn located(spec: &EngineSpec) -> EngineSpec {
+    if !spec.is_launched() {
+        return spec.clone();
+    }
+    let port = spec.launch.port.map_or("PORT".to_owned(), |port| port.to_string());
+    spec.at(format!("http://{}:{port}", spec.launch.host))
 }
 
 /// An address; what it may carry besides host and path may be a secret.

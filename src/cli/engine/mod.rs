@@ -11,6 +11,8 @@ pub(super) mod status;
 mod stop;
 mod up;
 
+use indexmap::IndexMap;
+
 use super::args::{DownArgs, EngineArgs, EngineCommand, PoolsArgs, UpArgs};
 use super::{Exit, printer::Printer};
 use crate::engine::SetupError;
@@ -81,12 +83,18 @@ impl Planned {
     }
 }
 
-/// Everything that is missing, as people read it.
+/// Everything that is missing, as people read it; what several engines miss is told once.
 fn list(missing: &[Missing]) -> String {
-    let lines: Vec<String> = missing
-        .iter()
-        .map(|missing| format!("error: {missing}"))
-        .collect();
+    let mut grouped: IndexMap<(&str, &str), Vec<String>> = IndexMap::new();
+    for Missing { engine, what, how } in missing {
+        let engines = grouped.entry((what, how)).or_default();
+        engines.push(format!("`{engine}`"));
+    }
+    let line = |((what, how), engines): (&(&str, &str), &Vec<String>)| {
+        let noun = if engines.len() == 1 { "engine" } else { "engines" };
+        format!("error: {noun} {}: {what}\n  {how}", engines.join(", "))
+    };
+    let lines: Vec<String> = grouped.iter().map(line).collect();
     lines.join("\n")
 }
 

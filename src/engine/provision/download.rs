@@ -239,7 +239,8 @@ impl Fetching<'_> {
                 return Ok(());
             }
             let (api, repo, name) = (api.clone(), repo.clone(), file.to_owned());
-            let words = apart(move |say| fetch_file(&api, repo, &name, say));
+            let cache = self.hub.cache.clone().unwrap_or_default();
+            let words = apart(move |say| fetch_file(&api, &Cache::new(cache), repo, &name, say));
             let (path, size) = match self.listen(&words, file, tell)? {
                 Word::Fetched(result) => result.map_err(|error| self.judge(error, Some(file)))?,
                 Word::Nonsense(what) => return Err(Failed::Ever(trouble(what, "check HF_ENDPOINT"))),
@@ -496,9 +497,31 @@ impl hf_hub::api::Progress for Transfer<'_> {
     }
 }
 
+/// What another try left of a file is gone on with. If that is all of it already, its last byte is asked for again: a
+/// request for what comes after the end is refused. If it is more, it is something else.
+fn mend(blob: &Path, size: u64) -> std::io::Result<()> {
+    let part = blob.with_extension("part");
+    let is_too_long = || std::fs::metadata(&part).is_ok_and(|meta| size > 0 && meta.len() >= size);
+    if !is_too_long() {
+        return Ok(());
+    }
+    // The lock that all who fetch it take: nobody writes to it now.
+    let lock = std::fs::File::create(blob.with_extension("lock"))?;
+    if lock.try_lock().is_err() || !is_too_long() {
+        return Ok(());
+    }
+    let file = std::fs::File::options().write(true).open(&part)?;
+    let keep = if file.metadata()?.len() == size {
+        size - 1
+    } else {
+        0
+    };
+    file.set_len(keep)
+}
+
 /// On the thread: asks what the file is, and fetches it.
-fn fetch_file(api: &Api, repo: Repo, file: &str, mut say: Say) {
-    let of = api.repo(repo);
+fn fetch_file(api: &Api, cache: &Cache, repo: Repo, file: &str, mut say: Say) {
+    let of = api.repo(repo.clone());
     let meta = match api.metadata(&of.url(file)) {
         Ok(meta) => meta,
         Err(error) => return say.end(Word::Fetched(Err(error))),
@@ -513,6 +536,10 @@ fn fetch_file(api: &Api, repo: Repo, file: &str, mut say: Say) {
         )));
     }
     let size = meta.size() as u64;
+    let blob = cache.repo(repo).blob_path(meta.etag());
+    if let Err(error) = mend(&blob, size) {
+        tracing::debug!(blob = %blob.display(), %error, "what another try left stays");
+    }
     let fetched = of.download_with_progress(file, Transfer(&mut say));
     say.end(Word::Fetched(fetched.map(|path| (path, size))));
 }
