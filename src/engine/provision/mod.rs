@@ -19,6 +19,7 @@ mod prepare;
 mod prepared;
 mod reference;
 mod remembered;
+mod transfer;
 mod weights;
 
 pub use gguf::{Gguf, GgufError};
