@@ -37,18 +37,9 @@ pub(super) enum Wish {
     Reload {
         /// How long it waits for requests in flight.
         deadline: Duration,
-        /// Where they are declared; none: as before.
-        declared: Option<Source>,
+        /// The file that declares them, absolute; none: as before.
+        file: Option<PathBuf>,
     },
-}
-
-/// Where an engine is declared: a chain or an engines file, and further engines files. Absolute paths.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Source {
-    /// The chain, or the engines file.
-    pub(super) file: PathBuf,
-    /// Further engines files.
-    pub(super) engines: Vec<PathBuf>,
 }
 
 /// What a pool says.
@@ -91,7 +82,10 @@ pub(super) fn ask(folder: &WarmFolder, pool: &str, wish: &Wish, patience: Durati
     let mut said = String::new();
     let mut reader = BufReader::new(stream).take(MOST as u64);
     if reader.read_line(&mut said)? == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without an answer"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it ended without an answer",
+        ));
     }
     Ok(serde_json::from_str(&said)?)
 }
@@ -136,7 +130,9 @@ async fn line(connection: &Connection) -> Option<Vec<u8>> {
 
 /// Answers. A command that does not listen any more misses it.
 pub(super) async fn say(connection: &Connection, said: &Said) {
-    let Ok(mut line) = serde_json::to_vec(said) else { return };
+    let Ok(mut line) = serde_json::to_vec(said) else {
+        return;
+    };
     line.push(b'\n');
     let mut left = line.as_slice();
     while !left.is_empty() && connection.writable().await.is_ok() {

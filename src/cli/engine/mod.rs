@@ -1,10 +1,19 @@
 //! `chainette engine`: the servers that chainette starts itself.
 
+mod control;
+mod keep;
+mod logs;
+mod pool;
 mod provision;
+mod reload;
+mod servers;
+pub(super) mod status;
+mod stop;
+mod up;
 
 use indexmap::IndexMap;
 
-use super::args::{EngineArgs, EngineCommand, PoolsArgs};
+use super::args::{DownArgs, EngineArgs, EngineCommand, PoolsArgs, UpArgs};
 use super::{Exit, printer::Printer};
 use crate::engine::SetupError;
 use crate::engine::broker::{Broker, Budget, Sharing};
@@ -18,6 +27,12 @@ use crate::spec::{EngineSpec, Problems, Resources, Sources, load_engines, sugges
 pub(super) fn engine(args: &EngineArgs, printer: Printer) -> Exit {
     match &args.command {
         EngineCommand::Provision(args) => provision::provision(args, printer),
+        EngineCommand::Up(args) => up::up(args, printer),
+        EngineCommand::Status(args) => status::status(args, printer),
+        EngineCommand::Drain(args) => stop::drain(args, printer),
+        EngineCommand::Reload(args) => reload::reload(args, printer),
+        EngineCommand::Down(args) => stop::down(args, printer),
+        EngineCommand::Logs(args) => logs::logs(args, printer),
     }
 }
 
@@ -63,7 +78,7 @@ impl Planned {
                 .unwrap_or_default(),
             message,
         })?;
-        let broker = Broker::of(engines, &plans, budget, warm.path(), events)?;
+        let broker = Broker::of(engines, &plans, budget, &warm.facts(), events)?;
         Ok(broker.with_sharing(Sharing::Uses(warm)))
     }
 }
@@ -110,4 +125,71 @@ fn declared(args: &PoolsArgs, printer: Printer) -> Result<(Vec<EngineSpec>, Reso
         return Err(Exit::Usage);
     }
     Ok((specs, resources))
+}
+
+/// `chainette warmup`.
+pub(super) fn warmup(args: &UpArgs, printer: Printer) -> Exit {
+    up::up(args, printer)
+}
+
+/// `chainette kill`.
+pub(super) fn kill(args: &DownArgs, printer: Printer) -> Exit {
+    stop::down(args, printer)
+}
+
+/// The folder of engines that outlive a run; what is wrong with it is shown.
+fn warm_folder(printer: Printer) -> Result<WarmFolder, Exit> {
+    let folder = WarmFolder::locate().and_then(|folder| match folder.is_ours() {
+        Ok(_) => Ok(folder),
+        Err(error) => Err(error.to_string()),
+    });
+    folder.map_err(|message| {
+        printer.error(&format!("error: {message}"));
+        Exit::Failed
+    })
+}
+
+/// Cleans up what killed processes left; the labels of servers that were gone.
+fn sweep(folder: &WarmFolder, printer: Printer) -> Vec<String> {
+    match folder.sweep() {
+        Ok(swept) => swept.into_iter().map(|swept| swept.label).collect(),
+        Err(error) => {
+            printer.warning(&format!("warning: {error}"));
+            Vec::new()
+        }
+    }
+}
+
+/// The same, and says so.
+fn swept(folder: &WarmFolder, printer: Printer) {
+    for label in sweep(folder, printer) {
+        printer.notice(&format!(
+            "server {label}: whoever kept it was killed; it is cleaned up now"
+        ));
+    }
+}
+
+/// Columns as wide as their widest cell.
+fn columns(lines: &[Vec<String>]) -> String {
+    let count = lines.first().map_or(0, Vec::len);
+    let width = |at: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(at));
+        cells
+            .map(|cell| console::measure_text_width(cell))
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut out = String::new();
+    for line in lines {
+        let mut text = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            let gap = width.saturating_sub(console::measure_text_width(cell)) + 2;
+            text += cell;
+            text += &" ".repeat(gap);
+        }
+        out += text.trim_end();
+        out.push('\n');
+    }
+    out
 }

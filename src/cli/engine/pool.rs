@@ -1,6 +1,7 @@
 //! The process of pools: starts their servers, keeps them, and does as commands tell it.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{self, Said, Source, Wish};
-use super::declared::Declared;
-use crate::engine::broker::{Broker, KeptState, Sharing};
+use super::control::{self, Said, Wish};
+use super::servers::Declared;
+use crate::engine::broker::{Broker, ServerState, Sharing};
 use crate::engine::warm::{Note, PoolLock, Stage, WarmFolder};
 use crate::event::{Event, EventSender};
 
@@ -28,7 +29,10 @@ pub(super) struct Trouble {
 
 impl Trouble {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), log: Vec::new() }
+        Self {
+            message: message.into(),
+            log: Vec::new(),
+        }
     }
 }
 
@@ -68,7 +72,12 @@ impl Pool {
     ///
     /// # Errors
     /// Somebody keeps it, or its files cannot be made.
-    pub(super) fn new(folder: &WarmFolder, name: &str, source: &Source, events: &EventSender) -> Result<Self, Trouble> {
+    pub(super) fn new(
+        folder: &WarmFolder,
+        name: &str,
+        file: &Path,
+        events: &EventSender,
+    ) -> Result<Self, Trouble> {
         let wrong = |error: std::io::Error| Trouble::new(format!("cannot keep engine `{name}`: {error}"));
         folder.make().map_err(wrong)?;
         let lock = taken(folder, name).map_err(wrong)?.ok_or_else(|| {
@@ -79,7 +88,11 @@ impl Pool {
         let logs = Arc::<Mutex<BTreeMap<u32, Vec<String>>>>::default();
         let (told, out, own) = (Arc::clone(&logs), events.clone(), name.to_owned());
         let events = EventSender::new(move |event| {
-            if let Event::EngineLog { engine, replica, lines } = &event
+            if let Event::EngineLog {
+                engine,
+                replica,
+                lines,
+            } = &event
                 && *engine == own
             {
                 locked(&told).insert(*replica, lines.clone());
@@ -91,7 +104,7 @@ impl Pool {
             name: name.to_owned(),
             events,
             logs,
-            note: Mutex::new(Note::own(name, source.file.clone())),
+            note: Mutex::new(Note::own(name, file.to_owned())),
             lock: Mutex::new(Some(lock)),
             kept: tokio::sync::Mutex::new(None),
             broker: Mutex::new(None),
@@ -102,9 +115,9 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Its name.
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    /// Others are told what it will take of the machine.
+    pub(super) fn books(&self, declared: &Declared) {
+        self.noted(|note| declared.describe(note));
     }
 
     /// Starts its servers for the first time, and waits until all are ready.
@@ -113,7 +126,6 @@ impl Pool {
     /// One was not: nothing of them is left.
     pub(super) async fn bring_up(&self, declared: Declared) -> Result<(), Trouble> {
         let mut kept = self.kept.lock().await;
-        self.noted(|note| declared.describe(note));
         match self.started(&declared).await {
             Ok(broker) => {
                 *locked(&self.broker) = Some(broker.clone());
@@ -129,7 +141,7 @@ impl Pool {
     }
 
     /// Does as commands say until it is told to end; then nothing of it is left but logs.
-    pub(super) async fn serve(self: &Arc<Self>, listener: UnixListener, idle: Option<Duration>) {
+    pub(super) async fn serve(self: &Arc<Self>, listener: &UnixListener, idle: Option<Duration>) {
         let mut unused = std::pin::pin!(self.unused(idle));
         loop {
             let connection = tokio::select! {
@@ -176,9 +188,12 @@ impl Pool {
                 self.down().await;
                 Said::Done
             }
-            Wish::Drain { deadline } => self.drain(deadline).await.map_or_else(Said::from, |()| Said::Done),
-            Wish::Reload { deadline, declared } => {
-                let done = self.reload(deadline, declared).await;
+            Wish::Drain { deadline } => self
+                .drain(deadline)
+                .await
+                .map_or_else(Said::from, |()| Said::Done),
+            Wish::Reload { deadline, file } => {
+                let done = self.reload(deadline, file).await;
                 done.map_or_else(Said::from, |()| Said::Done)
             }
         }
@@ -186,9 +201,15 @@ impl Pool {
 
     fn status(&self) -> Said {
         let broker = locked(&self.broker).clone();
-        let kept = broker.map(|broker| broker.kept(&self.name)).unwrap_or_default();
-        let servers = kept.into_iter().map(|server| (word(server.state).to_owned(), server.what));
-        Said::Status { servers: servers.collect() }
+        let kept = broker
+            .map(|broker| broker.servers(&self.name))
+            .unwrap_or_default();
+        let servers = kept
+            .into_iter()
+            .map(|server| (word(server.state).to_owned(), server.what));
+        Said::Status {
+            servers: servers.collect(),
+        }
     }
 
     /// Stops everything, whatever is under way.
@@ -225,19 +246,23 @@ impl Pool {
     }
 
     /// Puts others in the place of its servers; the old ones again when those do not start.
-    async fn reload(&self, deadline: Duration, source: Option<Source>) -> Result<(), Trouble> {
+    async fn reload(&self, deadline: Duration, file: Option<PathBuf>) -> Result<(), Trouble> {
         let mut held = self.kept.try_lock().map_err(|_| busy(&self.name))?;
         let kept = held.as_ref().ok_or_else(|| ending(&self.name))?;
         let old = kept.declared.clone();
         let (folder, name, before) = (self.folder.clone(), self.name.clone(), old.clone());
-        let new = tokio::task::spawn_blocking(move || match source {
-            Some(source) => Declared::read(&source, &name, &folder),
+        let events = self.events.clone();
+        let new = tokio::task::spawn_blocking(move || match file {
+            Some(file) => Declared::read(&file, &name, &folder, &events),
             None => Ok(before),
         });
-        let new = new.await.unwrap_or_else(|_| Err(Trouble::new("a bug of ours"))).map_err(|trouble| Trouble {
-            message: format!("{}; the servers there are serve on", trouble.message),
-            ..trouble
-        })?;
+        let new = new
+            .await
+            .unwrap_or_else(|_| Err(Trouble::new("a bug of ours")))
+            .map_err(|trouble| Trouble {
+                message: format!("{}; the servers there are serve on", trouble.message),
+                ..trouble
+            })?;
         self.noted(|note| {
             new.describe(note);
             note.stage = Stage::Reloading;
@@ -299,20 +324,20 @@ impl Pool {
                 () = self.end.cancelled() => break Err(Trouble::new("was told to end")),
                 () = sleep(LOOK) => {}
             }
-            let kept = broker.kept(&self.name);
-            let failed = kept.iter().zip(0_u32..).find(|(server, _)| {
-                matches!(server.state, KeptState::Failed | KeptState::Dead)
-            });
+            let kept = broker.servers(&self.name);
+            let failed = kept
+                .iter()
+                .zip(0_u32..)
+                .find(|(server, _)| matches!(server.state, ServerState::Failed | ServerState::Dead));
             if let Some((server, replica)) = failed {
                 let why = server.what.as_deref().unwrap_or("did not start");
-                let message = match why.starts_with("server ") {
-                    true => why.to_owned(),
-                    false => format!("server {replica} of engine `{}` {why}", self.name),
-                };
+                // The log comes beside it.
+                let why = why.split("\n  the end of its log").next().unwrap_or(why);
+                let message = format!("server {replica} of engine `{}` {why}", self.name);
                 let log = locked(&self.logs).get(&replica).cloned().unwrap_or_default();
                 break Err(Trouble { message, log });
             }
-            if kept.iter().all(|server| server.state == KeptState::Ready) {
+            if kept.iter().all(|server| server.state == ServerState::Ready) {
                 break Ok(());
             }
         };
@@ -325,7 +350,9 @@ impl Pool {
 
     /// Resolves when no run has used its servers for so long.
     async fn unused(&self, idle: Option<Duration>) {
-        let Some(idle) = idle else { return std::future::pending().await };
+        let Some(idle) = idle else {
+            return std::future::pending().await;
+        };
         let mut used = Instant::now();
         loop {
             sleep(USED.min(idle)).await;
@@ -358,7 +385,7 @@ impl Pool {
     }
 
     /// Nothing is left but logs.
-    fn remove(&self) {
+    pub(super) fn remove(&self) {
         if let Some(lock) = locked(&self.lock).take() {
             self.folder.remove_files_of(&lock, &self.name);
         }
@@ -381,7 +408,9 @@ fn taken(folder: &WarmFolder, name: &str) -> std::io::Result<Option<PoolLock>> {
 }
 
 fn busy(name: &str) -> Trouble {
-    Trouble::new(format!("engine `{name}` is being started, drained or reloaded already; try again when that is over"))
+    Trouble::new(format!(
+        "engine `{name}` is being started, drained or reloaded already; try again when that is over"
+    ))
 }
 
 fn ending(name: &str) -> Trouble {
@@ -397,12 +426,12 @@ fn not_in_time(name: &str, deadline: Duration) -> Trouble {
 }
 
 /// The word for a state.
-fn word(state: KeptState) -> &'static str {
+fn word(state: ServerState) -> &'static str {
     match state {
-        KeptState::Ready => "ready",
-        KeptState::Starting => "starting",
-        KeptState::Draining => "draining",
-        KeptState::Failed | KeptState::Dead => "failed",
+        ServerState::Ready => "ready",
+        ServerState::Starting => "starting",
+        ServerState::Draining => "draining",
+        ServerState::Failed | ServerState::Dead => "failed",
     }
 }
 

@@ -3,6 +3,7 @@
 //! A keeper is a task. It owns the server and the memory booked for it; the gate only hears whether there is one.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::{Instant, interval, sleep_until};
@@ -148,6 +149,7 @@ impl Keeper {
             }
             Err(_) if self.stop.is_cancelled() => Over::Stopped,
             Err(failure) => {
+                self.tell_crash(in_short(&failure), 0, &failure.log);
                 self.tell_log(&failure.log_tail);
                 if failure.stillborn && failed.is_none() {
                     return Over::Hopeless(in_full(&failure));
@@ -261,13 +263,7 @@ impl Keeper {
         let in_flight = self.gate.in_flight(self.at);
         // First of all: those whose connections break want to know why.
         let explained = self.gate.crashed(self.at, &why);
-        self.events.send(Event::EngineCrashed {
-            engine: self.gate.name().to_owned(),
-            replica: self.replica(),
-            reason: why.clone(),
-            in_flight,
-            log: ready.log().display().to_string(),
-        });
+        self.tell_crash(why.clone(), in_flight, ready.log());
         self.tell_log(&ready.log_tail());
         if hangs {
             ready.kill().await;
@@ -286,6 +282,16 @@ impl Keeper {
             engine: self.gate.name().to_owned(),
             replica: self.replica(),
             reason,
+        });
+    }
+
+    fn tell_crash(&self, reason: String, in_flight: usize, log: &Path) {
+        self.events.send(Event::EngineCrashed {
+            engine: self.gate.name().to_owned(),
+            replica: self.replica(),
+            reason,
+            in_flight,
+            log: log.display().to_string(),
         });
     }
 

@@ -1,23 +1,18 @@
 //! From a chain's engines to a broker: those that are ours to run are planned, and their memory is one budget.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use super::{Broker, Budget, MemoryLedger, Prepare};
 use crate::engine::SetupError;
-use crate::engine::provision::{self, Machine, Missing, Progress, bytes};
+use crate::engine::provision::{self, Machine, Missing, Progress, Telling};
 use crate::engine::warm::WarmFolder;
 use crate::event::EventSender;
 use crate::spec::{EngineSpec, Resources};
 
-/// Between two words about a preparation that goes on.
-const NEWS: Duration = Duration::from_secs(5);
-
 impl Broker {
     /// The engines of a chain, in its order: those with an `endpoint` are attached to, the others started by us when
-    /// [`Broker::start`] was called and a row needs them. `state` is a folder for what is found out about models' files.
+    /// [`Broker::start`] was called and a row needs them. `facts` is a folder for what is found out about models' files.
     ///
     /// # Errors
     /// As for [`Broker::new`].
@@ -25,7 +20,7 @@ impl Broker {
         specs: &[EngineSpec],
         plans: &[Option<provision::Plan>],
         budget: Budget,
-        state: &Path,
+        facts: &Path,
         events: EventSender,
     ) -> Result<Self, SetupError> {
         let mut broker = Self::empty(events).with_memory(MemoryLedger::new(budget));
@@ -33,7 +28,7 @@ impl Broker {
             broker = match plans.get(at).and_then(Option::as_ref) {
                 None => broker.with_spec(spec)?,
                 Some(plan) => {
-                    let servers = (0..spec.launch.replicas).map(|replica| preparation(plan, replica, state));
+                    let servers = (0..spec.launch.replicas).map(|replica| preparation(plan, replica, facts));
                     broker.with_servers(spec, servers.collect())?
                 }
             };
@@ -56,7 +51,7 @@ impl Broker {
         let machine = Machine::look();
         let plans = provision::plan_all(specs, resources, &machine).map_err(|missing| setup(&missing))?;
         let budget = Budget::of(&machine, resources);
-        Self::of(specs, &plans, budget, warm()?.path(), events)
+        Self::of(specs, &plans, budget, &warm()?.facts(), events)
     }
 }
 
@@ -91,42 +86,13 @@ fn setup(missing: &[Missing]) -> SetupError {
     }
 }
 
-/// The preparation of one replica, told in a few words now and then.
-fn preparation(plan: &provision::Plan, replica: u32, state: &Path) -> Arc<Prepare> {
-    let (plan, state): (_, PathBuf) = (plan.clone(), state.to_owned());
+/// The preparation of one replica, told in a few words now and then. `facts` is a folder for what is found out about
+/// models' files.
+pub fn preparation(plan: &provision::Plan, replica: u32, facts: &Path) -> Arc<Prepare> {
+    let (plan, facts): (_, PathBuf) = (plan.clone(), facts.to_owned());
     Arc::new(move |tell| {
-        let last: Mutex<Option<(Instant, String)>> = Mutex::new(None);
-        let mut hear = |progress: Progress<'_>| -> ControlFlow<()> {
-            let (what, how_far) = words(&progress);
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = last
-                .as_ref()
-                .is_some_and(|(at, told)| *told == what && at.elapsed() < NEWS);
-            if old {
-                return tell("");
-            }
-            *last = Some((Instant::now(), what.clone()));
-            tell(&format!("{what}{how_far}"))
-        };
-        provision::prepare(&plan, replica, &state, &mut hear).map_err(|error| error.to_string())
+        let mut told = Telling::default();
+        let mut hear = |progress: Progress<'_>| tell(&told.line(progress).unwrap_or_default());
+        provision::prepare(&plan, replica, &facts, &mut hear).map_err(|error| error.to_string())
     })
-}
-
-/// What is done, and how far it is.
-fn words(progress: &Progress<'_>) -> (String, String) {
-    let share = |done: u64, total: u64| match total {
-        0 => format!(", {} so far", bytes(done)),
-        total => format!(", {} of {}", bytes(done), bytes(total)),
-    };
-    match progress {
-        Progress::Downloading { file, done, total } => (format!("downloading {file}"), share(*done, *total)),
-        Progress::Retrying { file, why } => (format!("downloading {file} again: {why}"), String::new()),
-        Progress::Waiting { file } => (
-            format!("waiting for another process that downloads {file}"),
-            String::new(),
-        ),
-        Progress::Verifying { file, done, total } => {
-            (format!("verifying {}", file.display()), share(*done, *total))
-        }
-    }
 }

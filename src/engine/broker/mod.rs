@@ -17,6 +17,7 @@ mod suspects;
 mod tending;
 
 pub use keeper::Prepare;
+pub use launching::preparation;
 pub use lease::Lease;
 pub use memory::{Budget, MemoryLedger};
 pub use orders::{ServerState, ServerView, Sharing};

@@ -19,6 +19,7 @@ mod prepare;
 mod prepared;
 mod reference;
 mod remembered;
+mod telling;
 mod transfer;
 mod weights;
 
@@ -30,3 +31,4 @@ pub use port::free_port;
 pub use prepare::{PrepareError, Progress, Tell, attach, prepare};
 pub use prepared::{Mode, Need, PreparedEngine};
 pub use reference::{HubReference, Reference};
+pub use telling::Telling;

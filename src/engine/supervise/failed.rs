@@ -230,18 +230,19 @@ pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
 }
 
 fn by_error(why: &str) -> Option<&'static str> {
+    if why.contains("its guard") {
+        return Some(
+            "the program that guards servers must be this chainette: set CHAINETTE_GUARD to it, or call `guard_main` first in `main`",
+        );
+    }
     if why.contains("no such file") || why.contains("not found") {
         return Some("check `binary`");
     }
     if why.contains("permission denied") {
         return Some("check the rights of `binary`");
     }
-    if why.contains("exec format") {
-        return Some("`binary` is no program for this machine");
-    }
-    why.contains("its guard").then_some(
-        "the program that guards servers must be this chainette: set CHAINETTE_GUARD to it, or call `guard_main` first in `main`",
-    )
+    let other = why.contains("exec format");
+    other.then_some("`binary` is no program for this machine")
 }
 
 fn by_exit(exit: &Exit, silent: bool) -> Option<&'static str> {

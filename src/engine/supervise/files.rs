@@ -77,6 +77,15 @@ pub(crate) fn start_of(pid: u32) -> Option<u64> {
     Process::of(pid).map(|process| process.start_time)
 }
 
+/// How long ago a process started, by its start; where the system tells.
+pub(crate) fn age(start_time: u64) -> Option<std::time::Duration> {
+    /// Clock ticks per second in `/proc`, on every Linux there is.
+    const TICKS: f64 = 100.0;
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let up: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    std::time::Duration::try_from_secs_f64(up - start_time as f64 / TICKS).ok()
+}
+
 /// True while the process of this number and start lives.
 pub(crate) fn lives(pid: u32, start_time: u64) -> bool {
     Process { pid, start_time }.lives()
@@ -120,7 +129,10 @@ fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
 }
 
 fn foreign() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "it belongs to another user, others may write it, or it is a link",
+    )
 }
 
 /// Replaces a file as a whole: nobody ever sees half of it, and nobody else can read it.
@@ -150,10 +162,13 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     serde_json::from_slice(&text).map_err(|error| at(path)(error.into()))
 }
 
-/// Opens a file of ours, through no link.
+/// Opens a file of ours, through no link; [`io::ErrorKind::PermissionDenied`] for one that is not ours alone to write.
 pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = options.custom_flags(flags.bits()).open(path)?;
+    let file = options.custom_flags(flags.bits()).open(path).map_err(|error| {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
+        if is_link { at(path)(foreign()) } else { error }
+    })?;
     let meta = file.metadata()?;
     if meta.uid() != geteuid().as_raw() || !meta.is_file() || meta.mode() & 0o022 != 0 {
         return Err(at(path)(foreign()));

@@ -133,7 +133,7 @@ impl Supervisor {
         }
         let ask = Ask::new(prepared).map_err(|why| Trouble::new(Cause::NotStarted(why)))?;
         let order = self.order(prepared, &files)?;
-        let log = Log::from_here(&files.log, &prepared.env);
+        let log = Log::from_here(&files.log, prepared);
         let guarded = Guarded::start(&self.program, order).map_err(|error| {
             let program = self.program.display();
             Trouble::new(Cause::NotStarted(format!(
@@ -229,16 +229,12 @@ impl Supervisor {
                 "it has an `endpoint`, and is somebody else's to start".to_owned(),
             ))
         })?;
-        let mut env = prepared.env.clone();
-        if let Some(mask) = &prepared.device_mask {
-            env.push(("CUDA_VISIBLE_DEVICES".to_owned(), mask.clone()));
-        }
         Ok(Order {
             version: guard::VERSION,
             nonce: format!("{:032x}", fastrand::u128(..)),
             binary,
             arguments: prepared.arguments(),
-            env,
+            env: prepared.environment(),
             files: files.clone(),
             owner: Process::me(),
             first_term: self.policy.first_term,

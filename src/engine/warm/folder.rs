@@ -57,6 +57,11 @@ impl WarmFolder {
         &self.0
     }
 
+    /// Where facts about files of models and programs are kept: beside it, as what is in it is cleaned up.
+    pub fn facts(&self) -> PathBuf {
+        self.0.parent().unwrap_or(&self.0).to_owned()
+    }
+
     /// Makes it, for us alone.
     ///
     /// # Errors

@@ -156,7 +156,10 @@ async fn start(order: &Order) -> io::Result<Process> {
     let problem = report.rest().await?;
     let server = Process::of(pid);
     match server {
-        _ if !problem.is_empty() => Err(io::Error::other(problem)),
+        _ if !problem.is_empty() => Err(io::Error::other(format!(
+            "`{}`: {problem}",
+            order.binary.display()
+        ))),
         Some(server) => Ok(server),
         // So quick that it is over: its number is not given away before it is waited for.
         None => Ok(Process { pid, start_time: 0 }),
