@@ -78,7 +78,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         batch_size: args.batch_size.map_or(plan.batch_size, |rows| rows as usize),
         graph: explain::graph_json(&plan),
         chain_digest: compiled.digest,
-        plan,
         input: input.input,
         out: args.out.clone(),
         existing: match (args.overwrite, args.resume) {
@@ -95,7 +94,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         flattened: !args.no_flattened,
         limit: args.limit,
         ledger: !args.no_ledger,
-        spill: DEFAULT_SPILL,
+        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
         errors: match (args.fail_fast, args.max_errors) {
             (true, _) => ErrorLimit::FailFast,
             (false, Some(MaxErrors::Rows(rows))) => ErrorLimit::Rows(rows),
@@ -103,6 +102,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, None) => ErrorLimit::Hopeless,
         },
         signals: Some(signals),
+        plan,
     };
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {

@@ -260,6 +260,18 @@ fn less_disk_is_more_switches() {
     }
 }
 
+/// `resources.spill` of the chain is what counts.
+#[test]
+fn the_chain_says_how_much_disk_there_is() {
+    let engines = Engines::start(echo);
+    let mut chain: Value = serde_json::from_str(&engines.chain(&back_and_forth())).expect("JSON");
+    chain["resources"] = json!({"spill": "200KiB"});
+    let bench = Bench::new(&chain.to_string(), rows(100));
+    let (told, turns) = switches(&engines, &bench, &["--batch-size", "5"], None);
+    assert_eq!(told, turns);
+    assert!((2 * 100 / 25..=2 * 100 / 15).contains(&told), "{told} switches");
+}
+
 #[test]
 fn a_limit_and_what_comes_after_it() {
     let engines = Engines::start(answer);
