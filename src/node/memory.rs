@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, AnswerKey};
 use super::output::Fate;
+use crate::row::{ErrorKind, Record, RowError, RowId};
 
-/// What a row was answered, and what watchers were told of it. The next walk asks nothing of that again, takes as long at
-/// each Step as the first one did, and is not counted twice.
+/// What a row was answered, what programs and functions made of it, and what watchers were told of it. The next walk asks
+/// nothing of that again, takes as long at each node as the first one did, and is not counted twice.
+///
+/// What others computed is kept though Applies are to be pure: a function that is not would ask something else on each walk,
+/// of engines in turns, for ever. jq programs are pure, and computed again.
 ///
 /// Not the ledger: that finds what former processes were answered, and a run without one parks rows too.
 #[derive(Debug, Default)]
@@ -19,6 +23,8 @@ pub(crate) struct Memory(Mutex<Kept>);
 #[derive(Debug, Default)]
 struct Kept {
     answers: HashMap<Try, Known>,
+    /// By node and row.
+    applied: HashMap<(String, String), Applied>,
     /// Everything that watchers were told of the row.
     told: HashMap<News, u32>,
     /// What of it this walk has not come to yet.
@@ -42,6 +48,9 @@ pub(super) struct Known {
     pub(super) took: Option<Duration>,
 }
 
+/// What an Apply made of a row, and how long it took if that was looked at.
+pub(super) type Applied = (Result<Vec<Record>, RowError>, Option<Duration>);
+
 /// Something that watchers are told of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum News {
@@ -59,7 +68,18 @@ pub(super) enum News {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outline {
     told: Vec<(News, u32)>,
+    applied: Vec<Made>,
     answers: Vec<Written>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    node: String,
+    row_id: String,
+    /// JSON texts; or the kind of the failure, and its message.
+    outputs: Result<Vec<String>, (String, String)>,
+    /// Nanoseconds.
+    took: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,6 +116,18 @@ impl Memory {
         self.kept().answers.insert(Try::of(key), known);
     }
 
+    /// What an Apply made of a row on a former walk.
+    pub(super) fn applied(&self, node: &str, row_id: &RowId) -> Option<Applied> {
+        let key = (node.to_owned(), row_id.to_string());
+        self.kept().applied.get(&key).cloned()
+    }
+
+    /// Keeps what an Apply made of a row.
+    pub(super) fn keep_applied(&self, node: &str, row_id: &RowId, applied: &Applied) {
+        let key = (node.to_owned(), row_id.to_string());
+        self.kept().applied.insert(key, applied.clone());
+    }
+
     /// A row's answers at a Step were given up.
     pub(super) fn forget(&self, key: &AnswerKey<'_>) {
         let row_id = key.row_id.to_string();
@@ -127,15 +159,28 @@ impl Memory {
                 row_id: of.row_id.clone(),
                 turn: of.turn,
                 digest: known.digest,
-                took: known
-                    .took
-                    .map(|took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+                took: known.took.map(nanoseconds),
                 len: text.len(),
             }
         });
         let answers = answers.collect();
+        let applied = kept.applied.iter().map(|((node, row_id), (outputs, took))| Made {
+            node: node.clone(),
+            row_id: row_id.clone(),
+            outputs: match outputs {
+                Ok(records) => Ok(records.iter().map(|record| record.text().to_owned()).collect()),
+                Err(error) => Err((error.kind.as_str().to_owned(), error.message.clone())),
+            },
+            took: took.map(nanoseconds),
+        });
+        let applied = applied.collect();
         let told = kept.told.iter().map(|(news, times)| (*news, *times)).collect();
-        (Outline { told, answers }, texts)
+        let outline = Outline {
+            told,
+            applied,
+            answers,
+        };
+        (outline, texts)
     }
 
     /// Reads what [`Memory::encode`] made; none if it is damaged.
@@ -157,12 +202,32 @@ impl Memory {
             answers.insert(of, known);
             texts = rest;
         }
+        let mut applied = HashMap::with_capacity(outline.applied.len());
+        for made in outline.applied {
+            let outputs = match made.outputs {
+                Ok(texts) => {
+                    let records = texts.iter().map(|text| Record::parse(text).ok());
+                    Ok(records.collect::<Option<Vec<_>>>()?)
+                }
+                Err((kind, message)) => {
+                    let kind = ErrorKind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+                    Err(RowError::new(kind, message))
+                }
+            };
+            let took = made.took.map(Duration::from_nanos);
+            applied.insert((made.node, made.row_id), (outputs, took));
+        }
         Some(Self(Mutex::new(Kept {
             answers,
+            applied,
             repeated: told.clone(),
             told,
         })))
     }
+}
+
+fn nanoseconds(took: Duration) -> u64 {
+    u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Try {

@@ -3,7 +3,7 @@
 pub mod preview;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -18,7 +18,7 @@ use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
 use super::lines;
 use super::live::Live;
-use super::memory::{Memory, News};
+use super::memory::{Applied, Memory, News};
 use super::output::{Fate, Output, RowFate};
 use super::step::{Question, Step};
 
@@ -297,19 +297,7 @@ impl Walker {
         match &node.kind {
             NodeKind::Step(step) => self.step(ix, node, step, state, out).await,
             NodeKind::Apply(apply) => {
-                let timed = self.is_timed(&state.id);
-                let (done, took) = match apply {
-                    ApplyPlan::Process(_) => match self.pools.get(ix.0) {
-                        Some(Some(pool)) => {
-                            let (emitted, took) = pool.ask(&self.scope(state), &node.visible).await?;
-                            (apply::checked(node, emitted), Some(took))
-                        }
-                        _ => timed_apply(node, apply, &self.scope(state), timed),
-                    },
-                    // Cheap to reach on the pool itself: nothing is cloned there.
-                    _ if cpu::on_pool() => timed_apply(node, apply, &self.scope(state), timed),
-                    _ => self.apply_elsewhere(ix, state).await,
-                };
+                let (done, took) = self.applied(ix, node, apply, state).await?;
                 if let Some(took) = took {
                     out.took(ix.0, took.as_secs_f64());
                 }
@@ -336,6 +324,38 @@ impl Walker {
                 })
             }
         }
+    }
+
+    /// Runs an Apply on a row; one that is not ours, and may not be pure, on its first walk only.
+    async fn applied(
+        &self,
+        ix: NodeIx,
+        node: &Node,
+        apply: &ApplyPlan,
+        state: &State,
+    ) -> Result<Applied, Stop> {
+        let is_ours = matches!(apply, ApplyPlan::Jq(_));
+        let memory = state.memory.as_ref().filter(|_| !is_ours);
+        if let Some(known) = memory.and_then(|memory| memory.applied(&node.id, &state.id)) {
+            return Ok(known);
+        }
+        let timed = self.is_timed(&state.id);
+        let applied = match apply {
+            ApplyPlan::Process(_) => match self.pools.get(ix.0) {
+                Some(Some(pool)) => {
+                    let (emitted, took) = pool.ask(&self.scope(state), &node.visible).await?;
+                    (apply::checked(node, emitted), Some(took))
+                }
+                _ => timed_apply(node, apply, &self.scope(state), timed),
+            },
+            // Cheap to reach on the pool itself: nothing is cloned there.
+            _ if cpu::on_pool() => timed_apply(node, apply, &self.scope(state), timed),
+            _ => self.apply_elsewhere(ix, state).await,
+        };
+        if let Some(memory) = memory {
+            memory.keep_applied(&node.id, &state.id, &applied);
+        }
+        Ok(applied)
     }
 
     fn fail(&self, ix: NodeIx, error: RowError, state: &State, out: &mut Output) -> Done {
@@ -484,9 +504,6 @@ fn set(state: &mut State, node: &Node, value: Named) {
         *slot = value;
     }
 }
-
-/// What an Apply made of a row, and how long it took if that was asked.
-type Applied = (Result<Vec<Record>, RowError>, Option<Duration>);
 
 fn timed_apply(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>, timed: bool) -> Applied {
     let started = timed.then(Instant::now);

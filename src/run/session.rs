@@ -294,17 +294,15 @@ async fn wind_down(halt: Halt, broker: Arc<Broker>) {
 
 /// What lets rows take turns, if the engines of a plan do not all fit together.
 fn staging(plan: &Plan, broker: &Broker, dir: &Path, bytes: u64) -> Option<Arc<Staging>> {
+    // What a killed run left there goes, whether engines fit together this time or not.
+    let spill = Spill::new(dir, bytes);
     let stage = broker.stage()?;
     let engines = plan.nodes.iter().filter_map(|node| match &node.kind {
         NodeKind::Step(step) => Some(step.engine),
         NodeKind::Apply(_) => None,
     });
     let first = engines.into_iter().find(|engine| stage.is_staged(*engine))?;
-    Some(Arc::new(Staging::new(
-        stage.clone(),
-        first,
-        Spill::new(dir, bytes),
-    )))
+    Some(Arc::new(Staging::new(stage.clone(), first, spill)))
 }
 
 /// Enough unfinished rows to keep every engine and every core busy.

@@ -4,9 +4,17 @@
 use std::fs;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use chainette::engine::broker::Broker;
+use chainette::engine::broker::stage::Stage;
+use chainette::engine::{FnEngine, Question, Reply};
+use chainette::event::EventSender;
+use chainette::run::{RunConfig, StatusLine};
+use chainette::spec::Concurrency;
 use serde_json::{Value, json};
 
+use crate::diagnostics::good;
 use crate::harness::{Bench, Ran, assert_same, listing, rows, tree};
 use crate::server::{Answer, Asked, Dice, TestServer};
 
@@ -53,18 +61,18 @@ impl Engines {
 /// Replies are a function of the request: some are bad at first, some always; some faults pass, some stay.
 pub fn answer(asked: &Asked) -> Answer {
     let mut dice = Dice::new(asked.user().as_bytes());
-    let class = dice.below(60);
+    let class = dice.below(160);
     let good = json!({"text": dice.words(5), "grade": dice.below(10)}).to_string();
     match class {
-        4 | 5 if asked.attempt == 0 => return Answer::status(500, "boom"),
+        4 if asked.attempt == 0 => return Answer::status(500, "boom"),
         6 if asked.attempt == 0 => return Answer::Close,
         8 => return Answer::status(502, "always"),
-        9 => return Answer::status(400, "never this"),
+        9..=12 => return Answer::status(400, "never this"),
         _ => {}
     }
     Answer::text(match class {
-        0 => "never any JSON".to_owned(),
-        1..=3 if asked.tries() == 0 => "{\"text\": 1}".to_owned(),
+        20..=23 => "never any JSON".to_owned(),
+        30..=39 if asked.tries() == 0 => "{\"text\": 1}".to_owned(),
         _ => good,
     })
 }
@@ -232,14 +240,40 @@ pub fn back_and_forth() -> Value {
 #[test]
 fn the_default_budget_takes_many_rows_through_one_model() {
     const ROWS: usize = 12_000;
-    let engines = Engines::start(echo);
-    let bench = Bench::new(
-        &engines.chain(&json!([step("first", "a"), step("second", "b")])),
-        rows(ROWS),
+    let bench = Bench::new("", rows(ROWS));
+    let engine = "backend: openai, endpoint: 'http://127.0.0.1:9/v1', concurrency: 64";
+    let plan = good(&format!(
+        "engines:\n  a: {{{engine}, model: a}}\n  b: {{{engine}, model: b}}\nsteps:\n  \
+         - {{id: first, engine: a, user_prompt: '{{{{ a }}}}'}}\n  - {{id: second, engine: b, user_prompt: '{{{{ text }}}}'}}\n"
+    ))
+    .plan;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mut broker = Broker::empty(EventSender::none());
+    for name in ["a", "b"] {
+        let asked = asked.clone();
+        let engine = FnEngine::new(name, move |question: Question| {
+            asked.lock().expect("no panic").push(name);
+            let text = question.messages.last().map(|message| message.content.clone());
+            async move { Ok(Reply::text(text.unwrap_or_default())) }
+        });
+        let wait = Duration::from_secs(60);
+        broker = broker.with_engine(name, Arc::new(engine), Concurrency::Fixed(64), wait);
+    }
+    let sets = ["a", "b"].map(|name| vec![broker.index(name).expect("the engine is known")]);
+    let broker = broker.with_stage(Some(Arc::new(Stage::new(sets.to_vec()))));
+    let dir = bench.dir.path();
+    let config = RunConfig::new(plan, dir.join("in.jsonl"), dir.join("out"));
+    let (events, status) = (EventSender::none(), StatusLine::default());
+    let outcome = chainette::run::run(config, Arc::new(broker), &events, &status).expect("it runs");
+    let (done, switches) = (outcome.stats.rows_out as usize, outcome.stats.switches as usize);
+    assert_eq!((done, switches), (ROWS, 1), "all rows fit");
+    assert!(switches <= 2 + ROWS / 5_000);
+    let asked = asked.lock().expect("no panic");
+    assert_eq!(asked.len(), 2 * ROWS);
+    assert_eq!(
+        asked.windows(2).filter(|pair| pair[0] != pair[1]).count(),
+        switches
     );
-    let (told, turns) = switches(&engines, &bench, &[], None);
-    assert_eq!((told, turns), (1, 1), "all rows fit");
-    assert!(told <= 2 + ROWS / 5_000);
 }
 
 #[test]
@@ -258,6 +292,18 @@ fn less_disk_is_more_switches() {
         );
         last = told;
     }
+}
+
+/// `resources.spill` of the chain is what counts.
+#[test]
+fn the_chain_says_how_much_disk_there_is() {
+    let engines = Engines::start(echo);
+    let mut chain: Value = serde_json::from_str(&engines.chain(&back_and_forth())).expect("JSON");
+    chain["resources"] = json!({"spill": "200KiB"});
+    let bench = Bench::new(&chain.to_string(), rows(100));
+    let (told, turns) = switches(&engines, &bench, &["--batch-size", "5"], None);
+    assert_eq!(told, turns);
+    assert!((2 * 100 / 25..=2 * 100 / 15).contains(&told), "{told} switches");
 }
 
 #[test]
