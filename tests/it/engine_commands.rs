@@ -539,3 +539,35 @@ fn the_table_of_engines_knows_warm_ones() {
     fs::remove_file(yard.path().join("model.gguf")).expect("it is there");
     table("engines_that_miss_something");
 }
+
+#[test]
+fn one_that_keeps_dying_is_told_as_failed() {
+    let yard = Yard::new("concurrency: 1", "--exit 5 --exit-after-ms 1000 --say tired");
+    yard.good(&["engine", "up", "chain.yaml"]);
+    until("failure", || yard.status()[0]["state"] == "failed");
+    until("start after that", || yard.started("small") > 2);
+    let mut reason = None;
+    until("reason", || {
+        let row = yard.status().remove(0);
+        reason = row["reason"]
+            .as_str()
+            .filter(|_| row["state"] == "failed")
+            .map(str::to_owned);
+        reason.is_some()
+    });
+    assert!(reason.expect("just found").contains("exited with status 5"));
+    yard.good(&["engine", "down", "--all"]);
+    assert_eq!(yard.left(), [""; 0]);
+}
+
+#[test]
+fn files_of_a_pool_go_with_it_and_others_stay() {
+    let yard = Yard::new("replicas: 2, concurrency: 1", "");
+    yard.good(&["engine", "up", "chain.yaml"]);
+    // Only the second server was ever used; and there is a pool of a similar name.
+    drop(lease(&yard, "small-1"));
+    drop(lease(&yard, "small-1-0"));
+    fs::write(yard.engines().join("dead.lock"), "").expect("it is ours");
+    yard.good(&["engine", "down", "--pool", "small"]);
+    assert_eq!(yard.left(), ["small-1-0.lease"]);
+}

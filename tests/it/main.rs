@@ -28,6 +28,7 @@ mod demos;
 mod diagnostics;
 mod diff;
 mod disks;
+mod draining;
 mod dry_run;
 mod editing;
 mod engine;

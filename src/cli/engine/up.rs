@@ -69,7 +69,7 @@ pub(super) fn up(args: &UpArgs, printer: Printer) -> Exit {
     }
     let mut todo = Vec::new();
     for spec in specs.iter().filter(|spec| spec.is_launched()) {
-        match standing(&folder, &file, &spec.name) {
+        match standing(&folder, &file, &spec.name, printer) {
             Standing::None => todo.push(spec.name.clone()),
             Standing::Same => printer.notice(&format!("engine {}: is up already", spec.name)),
             Standing::Other(why) => {
@@ -101,7 +101,7 @@ pub(super) fn up(args: &UpArgs, printer: Printer) -> Exit {
             continue;
         };
         // Somebody else may have been quicker.
-        if !matches!(standing(&folder, &file, pool), Standing::Same) {
+        if !matches!(standing(&folder, &file, pool, printer), Standing::Same) {
             return give_up(&folder, begun, &[trouble], printer);
         }
         printer.notice(&format!("engine {pool}: is up already"));
@@ -127,16 +127,26 @@ enum Standing {
     Other(String),
 }
 
-fn standing(folder: &WarmFolder, file: &Path, pool: &str) -> Standing {
+fn standing(folder: &WarmFolder, file: &Path, pool: &str, printer: Printer) -> Standing {
+    let mut told = false;
     loop {
         let Some(note) = folder.note(pool) else {
             return Standing::None;
         };
         let down = format!("`chainette engine down --pool {pool}`");
         match note.stage {
-            // Somebody else's `engine up` is about it.
-            Stage::Starting => thread::sleep(LOOK),
-            Stage::Ending => thread::sleep(LOOK),
+            Stage::Starting | Stage::Ending => {
+                if !std::mem::replace(&mut told, true) {
+                    let what = match note.stage {
+                        Stage::Starting => "started",
+                        _ => "stopped",
+                    };
+                    printer.notice(&format!(
+                        "engine {pool}: is being {what} by another command; waiting"
+                    ));
+                }
+                thread::sleep(LOOK);
+            }
             Stage::Up | Stage::Reloading => {
                 let same = Declared::digest_of(file, pool, folder).map(|digest| digest == note.spec_digest);
                 return match same {

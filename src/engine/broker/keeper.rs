@@ -204,8 +204,7 @@ impl Keeper {
                 return Over::Hopeless(error.message);
             }
         };
-        let (gate, at) = (Arc::clone(&self.gate), self.at);
-        let hang = ready.hang_watch(move || gate.in_flight(at), self.spec.timeout.between_bytes);
+        let hang = ready.hang_watch(self.in_use(), self.spec.timeout.between_bytes);
         let mut hang = std::pin::pin!(hang);
         self.gate.opened(self.at, engine, ready.slots());
         self.events.send(Event::EngineReady {

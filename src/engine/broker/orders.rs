@@ -116,6 +116,21 @@ impl Drain {
 }
 
 impl Keeper {
+    /// Tells how many requests are in flight at the server; of those of other processes only whether there are any.
+    pub(super) fn in_use(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let (gate, at) = (Arc::clone(&self.gate), self.at);
+        let lent = match &self.shares {
+            Sharing::Lends(folder) => Some((folder.clone(), format!("{}-{at}", gate.name()))),
+            Sharing::Own | Sharing::Uses(_) => None,
+        };
+        move || {
+            let others = lent
+                .as_ref()
+                .is_some_and(|(folder, label)| folder.is_leased(label));
+            gate.in_flight(at).max(usize::from(others))
+        }
+    }
+
     /// Drains a server that is there.
     pub(super) async fn drained(&self, ready: Ready, order: Drain) -> Drained {
         let Drain { until, all, done } = order;

@@ -210,10 +210,8 @@ impl WarmFolder {
     pub fn sweep(&self) -> io::Result<Vec<Swept>> {
         let swept = self.supervisor(EventSender::none()).sweep()?;
         for pool in self.pools() {
-            // One whose process is only just starting has no file but its lock.
-            let left = ["pool", "sock"].map(|kind| self.file(&pool, kind));
-            let left = left.into_iter().flatten().any(|path| path.exists());
-            if left && let Some(lock) = self.lock(&pool)? {
+            // Its process has it for as long as it lives.
+            if let Some(lock) = self.lock(&pool)? {
                 self.remove_files_of(&lock, &pool);
             }
         }
@@ -223,10 +221,14 @@ impl WarmFolder {
     /// Removes what a pool's process left, but logs. Only for who has its lock.
     pub fn remove_files_of(&self, lock: &PoolLock, pool: &str) {
         let _held = lock;
-        let leases = (0..MOST_LEASES).map(|replica| self.file(&format!("{pool}-{replica}"), "lease"));
-        let leases = leases.take_while(|path| path.as_ref().is_ok_and(|path| path.exists()));
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let leases = entries.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let label = name.and_then(|name| name.strip_suffix(".lease")?.rsplit_once('-'));
+            label.is_some_and(|(of, replica)| of == pool && replica.parse::<u32>().is_ok())
+        });
         let own = ["pool", "sock"].map(|kind| self.file(pool, kind));
-        for path in leases.chain(own).flatten() {
+        for path in own.into_iter().flatten().chain(leases) {
             // It may never have been made.
             let _none = fs::remove_file(path);
         }
@@ -257,9 +259,6 @@ impl WarmFolder {
         }
     }
 }
-
-/// Replicas whose leases are looked for.
-const MOST_LEASES: u32 = 4096;
 
 /// Opens a file whose lock counts, made if need be.
 pub(super) fn open_to_lock(path: &Path) -> io::Result<File> {

@@ -65,8 +65,6 @@ impl Note {
 
     /// True when a server of this digest is kept, though it may not be ready.
     pub(super) fn will_serve(&self, digest: &str, replica: u32) -> bool {
-        self.spec_digest == digest
-            && replica < self.replicas
-            && matches!(self.stage, Stage::Up | Stage::Reloading)
+        self.spec_digest == digest && replica < self.replicas && self.stage != Stage::Ending
     }
 }
