@@ -140,7 +140,10 @@ fn located(spec: &EngineSpec) -> EngineSpec {
     if !spec.is_launched() {
         return spec.clone();
     }
-    let port = spec.launch.port.map_or("PORT".to_owned(), |port| port.to_string());
+    let port = spec
+        .launch
+        .port
+        .map_or("PORT".to_owned(), |port| port.to_string());
     spec.at(format!("http://{}:{port}", spec.launch.host))
 }
 
