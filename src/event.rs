@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use progress::{
-    EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Retrying, Status, Total,
-    Traffic,
+    EngineStatus, Entries, Exchange, Feed, NodeInfo, NodeProgress, Progress, Recent, Retrying, Status,
+    Switching, Total, Traffic,
 };
 
 pub(crate) use words::{are, counted, thousands};
@@ -281,6 +281,8 @@ pub struct RunStats {
     pub rows_resumed: u64,
     /// Answers that were on file and not asked for.
     pub answers_reused: u64,
+    /// How often engines took the place of others that they do not fit beside.
+    pub switches: u64,
     /// Seconds of this process.
     pub seconds: f64,
     /// Tokens of the committed rows.

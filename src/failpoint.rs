@@ -6,6 +6,8 @@
 //! `wait:<file>` (until that file is there; `<file>.here` appears meanwhile); several are separated by `;`.
 //! `CHAINETTE_FAILPOINT_LOG=<file>` lists the places that were hit, a line each. `CHAINETTE_CHECKPOINT_EVERY=<ms>` makes
 //! checkpoints more often. `CHAINETTE_SEGMENT_BYTES=<n>` makes the ledger's segments smaller.
+//! `CHAINETTE_SETS=a,b;c` lets only engines `a` and `b`, or `c`, be loaded at a time; `CHAINETTE_SPILL=<n>` gives rows that
+//! wait for one of them so many bytes of disk, `CHAINETTE_PATIENCE=<ms>` lets them wait for a stream so long.
 //! `CHAINETTE_CLOCK=<±seconds>@<nth>[,…]` steps the wall clock from its nth reading on.
 
 use std::fmt::Display;
@@ -50,6 +52,10 @@ pub const POINTS: &[&str] = &[
     "spool.taken_over",
     "engine.awaited",
     "parking.parked",
+    "spill.created",
+    "spill.written",
+    "spill.read",
+    "stage.switched",
     "reuse.written",
     "reuse.synced",
     "reuse.renamed",
@@ -120,6 +126,30 @@ pub(crate) fn segment_bytes(usual: u64) -> u64 {
     return armed::segment_bytes().unwrap_or(usual);
     #[cfg(not(feature = "failpoints"))]
     usual
+}
+
+/// Bytes of disk for rows that wait for an engine, usually `usual`; a test may want fewer.
+pub(crate) fn spill_bytes(usual: u64) -> u64 {
+    #[cfg(feature = "failpoints")]
+    return armed::spill_bytes().unwrap_or(usual);
+    #[cfg(not(feature = "failpoints"))]
+    usual
+}
+
+/// How long a stream is waited for while rows are parked, usually `usual`; a test may want less.
+pub(crate) fn patience(usual: Duration) -> Duration {
+    #[cfg(feature = "failpoints")]
+    return armed::patience().unwrap_or(usual);
+    #[cfg(not(feature = "failpoints"))]
+    usual
+}
+
+/// The names of engines that a test wants to be loaded together, set by set; none for those that fit.
+pub(crate) fn sets() -> Option<Vec<Vec<String>>> {
+    #[cfg(feature = "failpoints")]
+    return armed::sets();
+    #[cfg(not(feature = "failpoints"))]
+    None
 }
 
 /// How often something is done every `usual`; a test may want it more often.

@@ -16,7 +16,7 @@ use crate::node::ahead::{Ahead, CHILDREN, Preview};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
-use crate::plan::{NodeKind, Plan, explain};
+use crate::plan::{EngineIx, NodeKind, Plan, explain};
 use crate::source::{Input, Position};
 use crate::spec::EngineSpec;
 
@@ -27,7 +27,7 @@ const ROWS: u64 = 3;
 pub(super) fn dry_run(
     args: &RunArgs,
     global: &Global,
-    plan: Arc<Plan>,
+    (plan, sets): (Arc<Plan>, &[Vec<EngineIx>]),
     input: &dyn Input,
     printer: Printer,
 ) -> Exit {
@@ -63,7 +63,7 @@ pub(super) fn dry_run(
         Ok(source) => source,
         Err(error) => return usage(printer, &explain_error(&error)),
     };
-    let mut text = explain::tree(&plan, tree_options(global));
+    let mut text = explain::tree_in_turns(&plan, tree_options(global), sets);
     let mut rows = 0;
     loop {
         match source.next_chunk(1, usize::MAX) {

@@ -99,6 +99,9 @@ States:
   unauthorised   wants another API key, or one at all
   model unknown  serves other models
   unclear        answers, but not in the way its backend does
+  not running    chainette starts it when a row needs it
+  missing        chainette would start it, and cannot: it says what is missing
+Engines that `engine up` keeps are ready, starting, draining or failed.
 
 Exit codes:
   0  the table was shown, whatever it says

@@ -2,7 +2,7 @@
 
 use super::args::{Global, InspectArgs, InspectFormat};
 use super::check_rows::check_rows;
-use super::{Exit, compile, printer::Printer};
+use super::{Exit, compile, printer::Printer, turns};
 use crate::plan::explain;
 
 /// Shows the chain; no run, no network.
@@ -18,11 +18,20 @@ pub(crate) fn inspect(args: &InspectArgs, global: &Global, printer: Printer) -> 
         }
         return check_rows(args, input, compiled.plan, printer);
     }
+    let plan = &compiled.plan;
+    let sets = turns::expected(plan);
     let text = match args.format {
-        InspectFormat::Tree => explain::tree(&compiled.plan, tree_options(global)),
-        InspectFormat::Dot => explain::dot(&compiled.plan),
-        InspectFormat::Mermaid => explain::mermaid(&compiled.plan),
-        InspectFormat::Json => format!("{:#}\n", explain::graph_json(&compiled.plan)),
+        InspectFormat::Tree => explain::tree_in_turns(plan, tree_options(global), &sets),
+        InspectFormat::Dot => explain::dot_in_turns(plan, &sets),
+        InspectFormat::Mermaid => explain::mermaid_in_turns(plan, &sets),
+        InspectFormat::Json => {
+            let mut graph = explain::graph_json(plan);
+            // Where memory is short is a machine's business: not what graph.json says of the chain.
+            if let (false, Some(graph)) = (sets.is_empty(), graph.as_object_mut()) {
+                graph.insert("switches".into(), explain::switches_json(plan, &sets));
+            }
+            format!("{graph:#}\n")
+        }
     };
     printer.result(&text)
 }

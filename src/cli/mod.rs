@@ -16,6 +16,7 @@ mod printer;
 mod run;
 mod schema;
 mod screen;
+mod turns;
 mod verify;
 
 use std::process::ExitCode;

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
-use super::{Exit, compile, csv_types, explain_error};
+use super::{Exit, compile, csv_types, explain_error, turns};
+use crate::engine::broker::stage::Stage;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
 use crate::report::{summary, thousands};
 use crate::row;
 use crate::run::{
-    Counts, Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals, run as run_plan,
+    Counts, DEFAULT_SPILL, Dispatcher, ErrorLimit, Existing, Moment, Outcome, RunConfig, RunError, Signals,
+    run as run_plan,
 };
 use crate::sink;
 use crate::source::{SourceError, open_input};
@@ -49,11 +51,12 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         Ok(engines) => engines,
         Err(exit) => return exit,
     };
+    let sets = turns::sets(&plan, &engines);
     if args.dry_run {
-        return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
+        return super::dry_run::dry_run(args, global, (plan, &sets), &*input.input, printer);
     }
     if std::io::stderr().is_terminal() {
-        printer.notice(&tree(&plan, global, columns().unwrap_or(80)));
+        printer.notice(&tree(&plan, &sets, global, columns().unwrap_or(80)));
     }
     let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,
@@ -64,7 +67,11 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     };
     let events = dispatcher.events();
     let broker = match engines.broker(&plan.engines, events.clone()) {
-        Ok(broker) => Arc::new(broker.with_recent(global.verbose.then(Recent::default))),
+        Ok(broker) => {
+            let recent = global.verbose.then(Recent::default);
+            let stage = (!sets.is_empty()).then(|| Arc::new(Stage::new(sets)));
+            Arc::new(broker.with_recent(recent).with_stage(stage))
+        }
         Err(error) => {
             printer.error(&explain_error(&error));
             return Exit::Usage;
@@ -74,7 +81,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         batch_size: args.batch_size.map_or(plan.batch_size, |rows| rows as usize),
         graph: explain::graph_json(&plan),
         chain_digest: compiled.digest,
-        plan,
         input: input.input,
         out: args.out.clone(),
         existing: match (args.overwrite, args.resume) {
@@ -91,6 +97,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         flattened: !args.no_flattened,
         limit: args.limit,
         ledger: !args.no_ledger,
+        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
         errors: match (args.fail_fast, args.max_errors) {
             (true, _) => ErrorLimit::FailFast,
             (false, Some(MaxErrors::Rows(rows))) => ErrorLimit::Rows(rows),
@@ -98,6 +105,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, None) => ErrorLimit::Hopeless,
         },
         signals: Some(signals),
+        plan,
     };
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {

@@ -21,6 +21,7 @@ use futures::future::BoxFuture;
 use crate::engine::client::limits::Limits;
 use crate::engine::client::schema::PreparedSchema;
 use crate::event::Usage;
+use crate::plan::EngineIx;
 use crate::row::ErrorKind;
 use crate::spec::Sampling;
 
@@ -211,6 +212,10 @@ pub enum Stop {
         /// Last cause.
         message: String,
     },
+    /// Of one row only: it needs an engine that is not loaded, and is led again from its start once it is. Seen by
+    /// nobody but the executor.
+    #[error("waits for an engine that is not loaded")]
+    Parked(EngineIx),
     /// An answer could not be kept: without it a resumed run would ask (and pay) again.
     #[error("cannot write an answer to the run's ledger")]
     Ledger(#[source] Arc<std::io::Error>),

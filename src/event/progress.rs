@@ -126,6 +126,8 @@ pub struct EngineStatus {
     pub waiting: usize,
     /// Slots.
     pub limit: usize,
+    /// Rows that wait on disk until it is loaded.
+    pub parked: u64,
     /// Why it takes no requests now.
     pub trouble: Option<String>,
     /// Seconds until it is asked again, or started again.
@@ -134,6 +136,15 @@ pub struct EngineStatus {
     pub absent: Option<String>,
     /// Seconds until its rate limit lets the next request go, while that is what rows wait for.
     pub limited: Option<f64>,
+}
+
+/// Engines that take the place of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switching {
+    /// Those that are being loaded.
+    pub to: Vec<String>,
+    /// Those in whose place they come.
+    pub from: Vec<String>,
 }
 
 /// Rows that sleep for a while after a fault of the transport, before they are asked again.
@@ -174,6 +185,8 @@ pub struct Status {
     pub errors: u64,
     /// The engines.
     pub engines: Vec<EngineStatus>,
+    /// Engines that are being loaded in the place of others.
+    pub switching: Option<Switching>,
     /// Rows that each node's processes have to answer, by node; none where no processes are.
     pub unanswered: Vec<u64>,
     /// Rows that sleep before they are asked again.

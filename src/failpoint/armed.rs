@@ -30,6 +30,13 @@ static EVERY: LazyLock<Option<Duration>> = LazyLock::new(|| {
 /// Bytes of a segment of the ledger.
 static SEGMENT: LazyLock<Option<u64>> =
     LazyLock::new(|| env::var("CHAINETTE_SEGMENT_BYTES").ok()?.parse().ok());
+/// Bytes of disk for rows that wait for an engine.
+static SPILL: LazyLock<Option<u64>> = LazyLock::new(|| env::var("CHAINETTE_SPILL").ok()?.parse().ok());
+/// How long a stream is waited for while rows are parked.
+static PATIENCE: LazyLock<Option<Duration>> = LazyLock::new(|| {
+    let ms = env::var("CHAINETTE_PATIENCE").ok()?.parse().ok()?;
+    Some(Duration::from_millis(ms))
+});
 /// The steps of the clock: seconds, and from which reading on.
 static STEPS: LazyLock<Vec<(i64, u64)>> = LazyLock::new(|| {
     let text = env::var("CHAINETTE_CLOCK").unwrap_or_default();
@@ -117,6 +124,23 @@ pub(super) fn hit(place: &dyn Display) -> io::Result<()> {
 /// See [`super::segment_bytes`].
 pub(super) fn segment_bytes() -> Option<u64> {
     *SEGMENT
+}
+
+/// See [`super::spill_bytes`].
+pub(super) fn spill_bytes() -> Option<u64> {
+    *SPILL
+}
+
+/// See [`super::patience`].
+pub(super) fn patience() -> Option<Duration> {
+    *PATIENCE
+}
+
+/// See [`super::sets`].
+pub(super) fn sets() -> Option<Vec<Vec<String>>> {
+    let text = env::var("CHAINETTE_SETS").ok()?;
+    let set = |set: &str| set.split(',').map(str::to_owned).collect();
+    Some(text.split(';').map(set).collect())
 }
 
 /// See [`super::every`].

@@ -121,6 +121,7 @@ impl Walker {
                     item: record,
                     names: vec![Named::Unset; self.plan.names.len()],
                     emitted: false,
+                    memory: None,
                 };
                 let open = Open::default();
                 self.foresee(&self.plan.main.0, Ghost { state, open }, &mut seen);

@@ -4,6 +4,7 @@ use crate::engine::Stop;
 use crate::plan::{Branch, BranchIx, Group};
 use crate::row::{ErrorKind, Named, RowError, RowId};
 
+use super::memory::News;
 use super::output::{Entry, Output};
 use super::walk::{Ends, Failure, State, Walker, side_by_side};
 
@@ -96,8 +97,9 @@ impl Walker {
             Err(_) => Entry::Failed,
         };
         out.entry(ix.0, entry);
-        if self.one_by_one {
-            self.live.entered(ix.0, runs == Ok(false));
+        let skipped = runs == Ok(false);
+        if self.one_by_one && at.is_news(News::Entered(ix.0, skipped)) {
+            self.live.entered(ix.0, skipped);
         }
         match runs {
             Ok(true) => {

@@ -1,5 +1,7 @@
 //! From raw input rows to walks through the plan.
 
+use std::sync::Arc;
+
 use futures::FutureExt;
 
 use crate::engine::Stop;
@@ -8,6 +10,7 @@ use crate::row::{ErrorKind, Record, RowError, RowId};
 use crate::source::{Chunk, RawRow};
 
 use super::lines;
+use super::memory::Memory;
 use super::output::{Output, RowFate};
 use super::walk::{Origin, Walker, side_by_side};
 
@@ -21,6 +24,11 @@ pub struct Arrival {
 }
 
 impl Arrival {
+    /// The row, unless it is none.
+    pub(crate) fn record(&self) -> Option<&Record> {
+        self.record.as_ref().ok()
+    }
+
     /// The row's id, and the row if it can go.
     pub(super) fn checked(self, plan: &Plan) -> (RowId, Result<Record, RowError>) {
         let record = valid(plan, &self.record).cloned();
@@ -70,6 +78,16 @@ impl Walker {
 
     /// Leads one row to its end.
     pub async fn arrived(&self, row: Arrival, out: &mut Output) -> Result<(), Stop> {
+        self.arrived_with(row, None, out).await
+    }
+
+    /// As [`Walker::arrived`], for a row that may have to wait for an engine: `memory` is for its next walk.
+    pub(crate) async fn arrived_with(
+        &self,
+        row: Arrival,
+        memory: Option<Arc<Memory>>,
+        out: &mut Output,
+    ) -> Result<(), Stop> {
         let Arrival {
             id,
             origin,
@@ -77,7 +95,7 @@ impl Walker {
             raw,
         } = row;
         let message = match valid(&self.plan, &record) {
-            Ok(record) => return self.row(id, record.clone(), &origin, out).await,
+            Ok(record) => return self.row(id, record.clone(), &origin, memory, out).await,
             Err(message) => message,
         };
         let shown = record.as_ref().map_err(|_| raw.as_slice());

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What became of one row at one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Fate {
     /// It left this many rows, at least one.
     Emitted(u32),

@@ -8,6 +8,7 @@ mod cpu;
 mod fates;
 mod lines;
 pub mod live;
+pub(crate) mod memory;
 pub mod output;
 pub mod ahead;
 pub mod reply;
@@ -17,5 +18,6 @@ pub mod timing;
 mod walk;
 
 pub use apply::{WorkerError, Workers};
+pub use chunk::Arrival;
 pub use cpu::Cpu;
 pub use walk::{Walker, preview};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::{Answer, AnswerKey, Answers};
 use super::cpu;
+use super::memory::{Known, Memory};
 use super::reply;
 use super::retry::Tries;
 use crate::engine::broker::Broker;
@@ -82,6 +83,15 @@ const MAX_QUOTE: usize = 2_000;
 /// The turn and the request's digest of an answer that was on file.
 type Found = (u32, [u8; 32]);
 
+/// One try's answer.
+struct Turn {
+    answer: Answer,
+    /// From lease to answer; none if it was on file.
+    took: Option<Duration>,
+    /// It came just now, not on a former walk of the row.
+    fresh: bool,
+}
+
 /// What to do after a reply.
 enum Verdict {
     Done(Record),
@@ -143,25 +153,42 @@ impl Step {
     /// # Errors
     /// [`Stop`], when the run cannot go on; the row then has no fate yet.
     pub async fn ask(&self, question: Question<'_>) -> Result<StepOutcome, Stop> {
+        self.ask_with(question, None).await
+    }
+
+    /// As [`Step::ask`]; what the row remembers of a former walk is not asked for either.
+    pub(super) async fn ask_with(
+        &self,
+        question: Question<'_>,
+        memory: Option<&Memory>,
+    ) -> Result<StepOutcome, Stop> {
         loop {
-            let (outcome, found) = self.talk(&question).await?;
+            let (outcome, found) = self.talk(&question, memory).await?;
             let Some((turn, digest)) = found.filter(|_| self.can_fail && outcome.result.is_err()) else {
                 return Ok(outcome);
             };
-            let again = self.answers.again(&AnswerKey {
+            let key = AnswerKey {
                 node: &self.node,
                 row_id: question.row_id,
                 turn,
                 digest,
-            });
+            };
+            let again = self.answers.again(&key);
             if !again.map_err(|error| self.unwritten(error))? {
                 return Ok(outcome);
+            }
+            if let Some(memory) = memory {
+                memory.forget(&key);
             }
         }
     }
 
     /// Asks as [`Step::ask`] does; also tells the turn and the request of the last answer if that was found.
-    async fn talk(&self, question: &Question<'_>) -> Result<(StepOutcome, Option<Found>), Stop> {
+    async fn talk(
+        &self,
+        question: &Question<'_>,
+        memory: Option<&Memory>,
+    ) -> Result<(StepOutcome, Option<Found>), Stop> {
         let mut messages = first_messages(question.system.as_deref(), &question.user);
         let mut talk = Talk {
             base: messages.len(),
@@ -172,7 +199,8 @@ impl Step {
         };
         loop {
             let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
-            let (answer, took) = self.turn(question, talk.tries.turn, &rendered).await?;
+            let turn = self.turn(question, talk.tries.turn, &rendered, memory).await?;
+            let Turn { answer, took, fresh } = turn;
             let found = took.is_none().then_some((talk.tries.turn, rendered.digest));
             talk.tries.turn += 1;
             if let Some(took) = took {
@@ -185,7 +213,7 @@ impl Step {
                     if talk.tries.faults > self.retries.transport {
                         return Ok((talk.failed(kind, message), found));
                     }
-                    if found.is_none() {
+                    if fresh {
                         self.broker.pause(talk.tries.pause(), &message).await?;
                     }
                 }
@@ -193,7 +221,7 @@ impl Step {
                     talk.tries.replies += 1;
                     talk.usage += reply.usage;
                     let verdict = self.judge(&mut talk, &mut messages, &reply, question.model);
-                    if let Some(took) = took {
+                    if let Some(took) = took.filter(|_| fresh) {
                         self.tell(question, talk.tries.turn, took, || replied(&verdict, &reply));
                     }
                     match verdict {
@@ -225,22 +253,37 @@ impl Step {
         })
     }
 
-    /// One try: from the ledger, else live, and then how long it took from lease to answer.
+    /// One try: remembered, else from the ledger, else live.
     async fn turn(
         &self,
         question: &Question<'_>,
         turn: u32,
         rendered: &Rendered,
-    ) -> Result<(Answer, Option<Duration>), Stop> {
+        memory: Option<&Memory>,
+    ) -> Result<Turn, Stop> {
         let key = AnswerKey {
             node: &self.node,
             row_id: question.row_id,
             turn,
             digest: rendered.digest,
         };
+        if let Some(Known { answer, took, .. }) = memory.and_then(|memory| memory.find(&key)) {
+            return Ok(Turn {
+                answer,
+                took,
+                fresh: false,
+            });
+        }
         let found = self.answers.find(&key);
         if let Some(answer) = found.map_err(|error| self.unwritten(error))? {
-            return Ok((answer, None));
+            if let Some(memory) = memory {
+                memory.keep(&key, &answer, None);
+            }
+            return Ok(Turn {
+                answer,
+                took: None,
+                fresh: false,
+            });
         }
         // The lease is held until the answer is on file: after a kill no more than the engine's
         // concurrency is asked again.
@@ -273,7 +316,14 @@ impl Step {
         let took = asked.elapsed();
         let kept = self.answers.keep(key, &answer).await;
         kept.map_err(|error| self.unwritten(error))?;
-        Ok((answer, Some(took)))
+        if let Some(memory) = memory {
+            memory.keep(&key, &answer, Some(took));
+        }
+        Ok(Turn {
+            answer,
+            took: Some(took),
+            fresh: true,
+        })
     }
 
     /// Stops the run: whoever asks next would lose the answer as well.

@@ -3,7 +3,7 @@
 pub mod preview;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -18,6 +18,7 @@ use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
 use super::lines;
 use super::live::Live;
+use super::memory::{Applied, Memory, News};
 use super::output::{Fate, Output, RowFate};
 use super::step::{Question, Step};
 
@@ -60,6 +61,15 @@ pub(super) struct State {
     pub(super) names: Vec<Named>,
     /// A node on this line emitted since the line began: the item is the line's own output.
     pub(super) emitted: bool,
+    /// What it keeps for a next walk, in a run whose engines do not all fit together.
+    pub(super) memory: Option<Arc<Memory>>,
+}
+
+impl State {
+    /// Whether watchers are to be told: not of what a former walk has told them.
+    pub(super) fn is_news(&self, news: News) -> bool {
+        self.memory.as_ref().is_none_or(|memory| memory.is_news(news))
+    }
 }
 
 /// A failure on its way to `errors/`.
@@ -137,9 +147,9 @@ impl Walker {
     }
 
     /// Counts a row's fate at a node.
-    fn fate(&self, ix: NodeIx, fate: Fate, out: &mut Output) {
+    fn fate(&self, ix: NodeIx, fate: Fate, state: &State, out: &mut Output) {
         out.fate(ix.0, fate);
-        if self.one_by_one {
+        if self.one_by_one && state.is_news(News::Fate(ix.0, fate)) {
             self.live.fate(ix.0, fate);
         }
     }
@@ -156,6 +166,7 @@ impl Walker {
         id: RowId,
         input: Record,
         origin: &Origin,
+        memory: Option<Arc<Memory>>,
         out: &mut Output,
     ) -> Result<(), Stop> {
         let names = vec![Named::Unset; self.plan.names.len()];
@@ -165,6 +176,7 @@ impl Walker {
             item: input.clone(),
             names,
             emitted: false,
+            memory,
         };
         let ends = self.line(&self.plan.main.0, state, out).await?;
         for row in &ends.rows {
@@ -270,45 +282,33 @@ impl Walker {
         let Some(node) = self.node_at(ix) else {
             return Ok(Done::On);
         };
-        if self.one_by_one {
+        if self.one_by_one && state.is_news(News::Came(ix.0)) {
             self.live.came(ix.0);
         }
         match self.holds(node.when.as_ref(), state) {
             Ok(true) => {}
             Ok(false) => {
-                self.fate(ix, Fate::Skipped, out);
+                self.fate(ix, Fate::Skipped, state, out);
                 set(state, node, Named::Null);
                 return Ok(Done::On);
             }
-            Err(error) => return Ok(self.fail(ix, error, out)),
+            Err(error) => return Ok(self.fail(ix, error, state, out)),
         }
         match &node.kind {
             NodeKind::Step(step) => self.step(ix, node, step, state, out).await,
             NodeKind::Apply(apply) => {
-                let timed = self.is_timed(&state.id);
-                let (done, took) = match apply {
-                    ApplyPlan::Process(_) => match self.pools.get(ix.0) {
-                        Some(Some(pool)) => {
-                            let (emitted, took) = pool.ask(&self.scope(state), &node.visible).await?;
-                            (apply::checked(node, emitted), Some(took))
-                        }
-                        _ => timed_apply(node, apply, &self.scope(state), timed),
-                    },
-                    // Cheap to reach on the pool itself: nothing is cloned there.
-                    _ if cpu::on_pool() => timed_apply(node, apply, &self.scope(state), timed),
-                    _ => self.apply_elsewhere(ix, state).await,
-                };
+                let (done, took) = self.applied(ix, node, apply, state).await?;
                 if let Some(took) = took {
                     out.took(ix.0, took.as_secs_f64());
                 }
                 Ok(match done {
-                    Err(error) => self.fail(ix, error, out),
+                    Err(error) => self.fail(ix, error, state, out),
                     Ok(mut records) => {
                         let fate = match records.len() {
                             0 => Fate::Filtered,
                             n => Fate::Emitted(u32::try_from(n).unwrap_or(u32::MAX)),
                         };
-                        self.fate(ix, fate, out);
+                        self.fate(ix, fate, state, out);
                         match (records.pop(), records.is_empty()) {
                             (None, _) => Done::Filtered,
                             (Some(record), true) => {
@@ -326,8 +326,40 @@ impl Walker {
         }
     }
 
-    fn fail(&self, ix: NodeIx, error: RowError, out: &mut Output) -> Done {
-        self.fate(ix, Fate::Failed, out);
+    /// Runs an Apply on a row; one that is not ours, and may not be pure, on its first walk only.
+    async fn applied(
+        &self,
+        ix: NodeIx,
+        node: &Node,
+        apply: &ApplyPlan,
+        state: &State,
+    ) -> Result<Applied, Stop> {
+        let is_ours = matches!(apply, ApplyPlan::Jq(_));
+        let memory = state.memory.as_ref().filter(|_| !is_ours);
+        if let Some(known) = memory.and_then(|memory| memory.applied(&node.id, &state.id)) {
+            return Ok(known);
+        }
+        let timed = self.is_timed(&state.id);
+        let applied = match apply {
+            ApplyPlan::Process(_) => match self.pools.get(ix.0) {
+                Some(Some(pool)) => {
+                    let (emitted, took) = pool.ask(&self.scope(state), &node.visible).await?;
+                    (apply::checked(node, emitted), Some(took))
+                }
+                _ => timed_apply(node, apply, &self.scope(state), timed),
+            },
+            // Cheap to reach on the pool itself: nothing is cloned there.
+            _ if cpu::on_pool() => timed_apply(node, apply, &self.scope(state), timed),
+            _ => self.apply_elsewhere(ix, state).await,
+        };
+        if let Some(memory) = memory {
+            memory.keep_applied(&node.id, &state.id, &applied);
+        }
+        Ok(applied)
+    }
+
+    fn fail(&self, ix: NodeIx, error: RowError, state: &State, out: &mut Output) -> Done {
+        self.fate(ix, Fate::Failed, state, out);
         Done::Failed(error)
     }
 
@@ -363,24 +395,28 @@ impl Walker {
             Ok((system, user)) => {
                 let model = node.model.as_ref().filter(|_| !plan.free_text);
                 let outcome = step
-                    .ask(Question {
-                        row_id: &state.id,
-                        system,
-                        user,
-                        model,
-                    })
+                    .ask_with(
+                        Question {
+                            row_id: &state.id,
+                            system,
+                            user,
+                            model,
+                        },
+                        state.memory.as_deref(),
+                    )
                     .await?;
                 out.usage(ix.0, outcome.usage);
                 match outcome.took {
                     Some(took) => out.took(ix.0, took.as_secs_f64()),
-                    None => self.live.reused(ix.0),
+                    None if state.is_news(News::Reused(ix.0)) => self.live.reused(ix.0),
+                    None => {}
                 }
                 outcome.result
             }
         };
         match result {
             Ok((record, reasoning)) => {
-                self.fate(ix, Fate::Emitted(1), out);
+                self.fate(ix, Fate::Emitted(1), state, out);
                 self.emit(ix, state, record, out);
                 if let (true, Some(text), Some(slot)) = (
                     node.yield_output,
@@ -392,11 +428,11 @@ impl Walker {
                 Ok(Done::On)
             }
             Err(_) if plan.on_error == OnError::Null => {
-                self.fate(ix, Fate::Nulled, out);
+                self.fate(ix, Fate::Nulled, state, out);
                 set(state, node, Named::Null);
                 Ok(Done::On)
             }
-            Err(error) => Ok(self.fail(ix, error, out)),
+            Err(error) => Ok(self.fail(ix, error, state, out)),
         }
     }
 
@@ -469,26 +505,29 @@ fn set(state: &mut State, node: &Node, value: Named) {
     }
 }
 
-/// What an Apply made of a row, and how long it took if that was asked.
-type Applied = (Result<Vec<Record>, RowError>, Option<Duration>);
-
 fn timed_apply(node: &Node, apply: &ApplyPlan, scope: &Scope<'_>, timed: bool) -> Applied {
     let started = timed.then(Instant::now);
     let done = apply::apply(node, apply, scope);
     (done, started.map(|started| started.elapsed()))
 }
 
-/// Leads several ways to their ends; why the run stops, if one of them says so: its own cause, before the
-/// interruption that this brings to the others.
+/// Leads several ways to their ends; why they do not all have one, if one of them says so: the run's own cause to stop,
+/// before the interruption that this brings to the others, before an engine that has to be waited for.
 pub(super) async fn side_by_side<T>(
     walks: impl IntoIterator<Item = impl Future<Output = Result<T, Stop>>>,
 ) -> Result<Vec<T>, Stop> {
+    let weight = |stop: &Option<Stop>| match stop {
+        None => 0,
+        Some(Stop::Parked(_)) => 1,
+        Some(Stop::Interrupted) => 2,
+        Some(Stop::Engine { .. } | Stop::Apply { .. } | Stop::Ledger(_)) => 3,
+    };
     let mut all = Vec::new();
     let mut stop = None;
     for done in join_all(walks).await {
-        match done {
+        match done.map_err(Some) {
             Ok(one) => all.push(one),
-            Err(cause) if matches!(stop, None | Some(Stop::Interrupted)) => stop = Some(cause),
+            Err(cause) if weight(&cause) > weight(&stop) => stop = cause,
             Err(_) => {}
         }
     }

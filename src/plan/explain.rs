@@ -1,17 +1,19 @@
 //! A plan shown: tree, `graph.json`, dot, mermaid.
 
 mod schemas;
+mod switches;
 mod tree;
 mod types;
 
 use serde_json::{Map, Value, json};
 
-use super::{ApplyPlan, Line, Node, NodeKind, Plan, Program, StepPlan};
+use super::{ApplyPlan, EngineIx, Line, Node, NodeKind, Plan, Program, StepPlan};
 use crate::plan::Item;
 use crate::spec::{OnError, Sampling};
 
 pub use schemas::{flattened_names, flattened_schema, record_schema};
-pub use tree::{TreeOptions, tree};
+pub use switches::{Switch, switches, switches_json};
+pub use tree::{TreeOptions, tree, tree_in_turns};
 
 /// The value of `graph.json`: the DAG as specified, without secrets and without what a run may
 /// choose for itself (batch size, endpoints, concurrency).
@@ -172,13 +174,19 @@ pub fn edges(plan: &Plan) -> Vec<(&str, &str)> {
 
 /// The graph in Graphviz' language. Ids are quoted: `node` and `edge` are words of it.
 pub fn dot(plan: &Plan) -> String {
+    dot_in_turns(plan, &[])
+}
+
+/// The same for engines that are loaded set by set: a Step before which others are loaded says so.
+pub fn dot_in_turns(plan: &Plan, sets: &[Vec<EngineIx>]) -> String {
+    let switches = switches(plan, sets);
     let mut out = format!("digraph {} {{\n  rankdir=LR;\n", dot_string(&plan.name));
-    for node in &plan.nodes {
+    for (ix, node) in plan.nodes.iter().enumerate() {
         let shape = match node.kind {
             NodeKind::Step(_) => "box",
             NodeKind::Apply(_) => "ellipse",
         };
-        let label = dot_string(&label(plan, node));
+        let label = dot_string(&label(plan, node, switch_at(&switches, ix)));
         out.push_str(&format!("  \"{}\" [shape={shape}, label={label}];\n", node.id));
     }
     for (from, to) in edges(plan) {
@@ -188,11 +196,20 @@ pub fn dot(plan: &Plan) -> String {
     out
 }
 
-/// What a node is called, and below it who does the work.
-fn label(plan: &Plan, node: &Node) -> String {
+/// The switch before a node.
+fn switch_at(switches: &[Switch], node: usize) -> Option<&Switch> {
+    switches.iter().find(|switch| switch.before.0 == node)
+}
+
+/// What a node is called, and below it who does the work, and in whose place.
+fn label(plan: &Plan, node: &Node, switch: Option<&Switch>) -> String {
     match &node.kind {
         NodeKind::Step(step) => match plan.engines.get(step.engine.0) {
-            Some(engine) => format!("{}\n{}: {}", node.id, engine.name, engine.model),
+            Some(engine) => {
+                let instead = switch.map(|switch| format!("\nin the place of {}", switch.names(plan).1));
+                let instead = instead.unwrap_or_default();
+                format!("{}\n{}: {}{instead}", node.id, engine.name, engine.model)
+            }
             None => node.id.clone(),
         },
         NodeKind::Apply(_) => node.id.clone(),
@@ -215,9 +232,15 @@ fn dot_string(text: &str) -> String {
 
 /// The graph in mermaid's language.
 pub fn mermaid(plan: &Plan) -> String {
+    mermaid_in_turns(plan, &[])
+}
+
+/// The same for engines that are loaded set by set, as in [`dot_in_turns`].
+pub fn mermaid_in_turns(plan: &Plan, sets: &[Vec<EngineIx>]) -> String {
+    let switches = switches(plan, sets);
     let mut out = String::from("flowchart LR\n");
-    for node in &plan.nodes {
-        let label = mermaid_string(&label(plan, node));
+    for (ix, node) in plan.nodes.iter().enumerate() {
+        let label = mermaid_string(&label(plan, node, switch_at(&switches, ix)));
         // The prefix keeps ids such as `end` from being words of mermaid.
         out.push_str(&match node.kind {
             NodeKind::Step(_) => format!("  n_{}[{label}]\n", node.id),

@@ -137,6 +137,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             rows_failed,
             rows_resumed,
             answers_reused,
+            switches,
             seconds,
             usage,
         }) => json!({
@@ -146,6 +147,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             "rows_failed": rows_failed,
             "rows_resumed": rows_resumed,
             "answers_reused": answers_reused,
+            "switches": switches,
             "seconds": seconds,
             "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
         }),

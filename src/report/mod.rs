@@ -24,7 +24,7 @@ pub use quiet::Quiet;
 pub use screen::render;
 pub use style::{Style, Tint, can_draw, speaks_unicode};
 pub use summary::summary;
-pub(crate) use text::{duration, thousands};
+pub(crate) use text::{duration, seconds, thousands};
 
 /// Writes a text to stderr, with a line end. Whoever closed it misses something; no run ends for that.
 pub(crate) fn say(text: &str) {

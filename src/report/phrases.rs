@@ -8,7 +8,7 @@ use console::strip_ansi_codes;
 use super::style::Style;
 use super::text::{duration, percent, seconds, speed, thousands};
 use crate::event::{
-    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Resumption, Status, are, counted,
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Resumption, Status, Switching, are, counted,
 };
 
 /// Seconds after which a row that holds up the writing is worth a word.
@@ -64,6 +64,18 @@ fn share_done(progress: &Progress) -> String {
 /// next; none when nothing is known.
 pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
     let wait_for = |cause: String| Some(("waits for", cause));
+    if let Some(Switching { to, from }) = &status.switching
+        && status.engines.iter().all(|engine| engine.in_flight == 0)
+    {
+        let place = format!("{} to take the place of {}", engines(to), from.join(", "));
+        let starting = status.engines.iter().filter(|engine| to.contains(&engine.name));
+        let mut starting =
+            starting.filter_map(|engine| engine.absent.as_deref().or(engine.trouble.as_deref()));
+        let starting = starting
+            .next()
+            .map_or_else(String::new, |cause| format!(": {}", on_one_line(cause)));
+        return wait_for(place + &starting);
+    }
     if let Some(engine) = status.engines.iter().find(|engine| engine.trouble.is_some()) {
         let next = match engine.retry_in.map(f64::ceil) {
             Some(wait) if wait > 0.0 => format!("next try in {}", seconds(wait)),
@@ -113,9 +125,15 @@ pub(super) fn waits(status: &Status) -> Option<(&'static str, String)> {
             }
             None => wait_for("Applies (CPU)".into()),
         },
-        ([name], _) => wait_for(format!("answers of engine {name}")),
-        (names, _) => wait_for(format!("answers of engines {}", names.join(", "))),
+        (names, _) => wait_for(format!("answers of {}", engines(names))),
     }
+}
+
+/// `engine small`, `engines small, large`.
+fn engines(names: &[impl AsRef<str>]) -> String {
+    let plural = if names.len() == 1 { "" } else { "s" };
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    format!("engine{plural} {}", names.join(", "))
 }
 
 /// The processes of the Apply that has the most rows to answer: "the program of `a`".
@@ -137,12 +155,24 @@ pub(super) fn engine_load(engine: &EngineStatus, style: Style) -> String {
         let wait = if waiting == 1 { "waits" } else { "wait" };
         text += &format!("{}{} {wait} for a slot", style.dot(), counted(waiting, "row"));
     }
+    if engine.parked > 0 {
+        text += &format!(
+            "{}{} parked until it is loaded",
+            style.dot(),
+            counted(engine.parked, "row")
+        );
+    }
     text
 }
 
 /// The row that all others have waited for, for a while now.
 pub(super) fn straggler(progress: &Progress) -> Option<String> {
-    let row = progress.status.behind.filter(|_| progress.stuck >= STRAGGLER)?;
+    // Rows that are parked hold up others as a matter of course.
+    let is_parked = progress.status.engines.iter().any(|engine| engine.parked > 0);
+    let row = progress
+        .status
+        .behind
+        .filter(|_| progress.stuck >= STRAGGLER && !is_parked)?;
     let after = progress.done().saturating_sub(row);
     if after == 0 {
         return None;

@@ -119,6 +119,9 @@ fn sums(stats: &RunStats, times: &Times, style: Style) -> String {
         let rate = (stats.rows_in - stats.rows_resumed) as f64 / stats.seconds;
         line += &format!(" ({}/s)", thousands(rate.round() as u64));
     }
+    if stats.switches > 0 {
+        line += &format!(", {} between models", counted(stats.switches, "switch"));
+    }
     if stats.answers_reused > 0 {
         line += &format!(", {} reused", counted(stats.answers_reused, "answer"));
     }

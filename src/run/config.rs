@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::dispatcher::Signals;
 use super::limits::ErrorLimit;
 use super::outdir::Existing;
+use super::spill::DEFAULT_BYTES;
 use crate::plan::Plan;
 use crate::sink::Format;
 use crate::source::{AtPath, Input};
@@ -41,6 +42,8 @@ pub struct RunConfig {
     pub limit: Option<u64>,
     /// Keep answers (not `--no-ledger`).
     pub ledger: bool,
+    /// Bytes of disk for rows that wait for an engine which does not fit beside another (`resources.spill`).
+    pub spill: u64,
     /// When failing rows stop the run.
     pub errors: ErrorLimit,
     /// Who hears of Ctrl-C, SIGTERM and SIGHUP; none leaves them alone.
@@ -61,7 +64,6 @@ impl RunConfig {
             chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
             batch_size: plan.batch_size,
             graph,
-            plan,
             input,
             out: out.into(),
             existing: Existing::Same,
@@ -71,8 +73,10 @@ impl RunConfig {
             flattened: true,
             limit: None,
             ledger: true,
+            spill: plan.resources.spill.unwrap_or(DEFAULT_BYTES),
             errors: ErrorLimit::Hopeless,
             signals: None,
+            plan,
         }
     }
 }

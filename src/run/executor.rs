@@ -1,6 +1,7 @@
 //! Chunks through the plan: several at a time, no barrier between them.
 
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -13,11 +14,12 @@ use tokio_util::task::TaskTracker;
 
 use super::RunError;
 use super::committer::{Message, Permits};
+use super::switching::{Busy, Held, Staging};
 use crate::engine::Stop;
 use crate::event::{Event, EventSender, Feed};
 use crate::node::output::Output;
-use crate::node::{Cpu, Walker};
-use crate::source::{Chunk, Source};
+use crate::node::{Arrival, Cpu, Walker};
+use crate::source::{Chunk, Source, SourceError};
 
 /// A chunk ends at this many bytes of input, however few rows that are.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -57,7 +59,7 @@ impl Failure {
 pub(super) struct FeedGauge(Arc<AtomicU8>);
 
 impl FeedGauge {
-    fn set(&self, feed: Feed) {
+    pub(super) fn set(&self, feed: Feed) {
         self.0.store(feed as u8, Ordering::Relaxed);
     }
 
@@ -85,6 +87,8 @@ pub(super) struct Executor {
     pub(super) feed: FeedGauge,
     /// The rows that ask engines.
     pub(super) asking: TaskTracker,
+    /// Where engines do not all fit together.
+    pub(super) staging: Option<Arc<Staging>>,
 }
 
 impl Executor {
@@ -104,83 +108,135 @@ impl Executor {
             }
         });
         reader.map_err(RunError::io(std::path::Path::new("a reader thread")))?;
-        let rows = Arc::new(Semaphore::new(self.rows_in_flight));
-        let bytes = Arc::new(Semaphore::new(BYTES_IN_FLIGHT / PERMIT_BYTES));
         let starter = Arc::new(Starter {
             walker: self.walker,
-            cpu: self.cpu.clone(),
+            cpu: self.cpu,
             runtime: tokio::runtime::Handle::current(),
             committer: self.committer,
-            halt: self.halt.clone(),
+            halt: self.halt,
             failure: self.failure,
             asking: self.asking,
+            staging: self.staging,
         });
-        let mut total = self.first;
-        loop {
-            let chunk = tokio::select! {
-                biased;
-                () = self.halt.stop.cancelled() => return Ok(()),
-                chunk = read.recv() => chunk,
-            };
-            let chunk = match chunk {
-                Some(Ok(Some(chunk))) => chunk,
-                Some(Ok(None)) => {
-                    self.feed.set(Feed::AtEnd);
-                    self.at_end.store(true, Ordering::Release);
-                    let node = "chain_input".into();
-                    let estimate = false;
-                    self.events.send(Event::StepTotal {
-                        node,
-                        total,
-                        estimate,
-                    });
-                    return Ok(());
-                }
-                Some(Err(error)) => return Err(error.into()),
-                None => {
-                    return Err(RunError::Bug {
-                        message: "the reader thread ended".into(),
-                    });
-                }
-            };
-            let permits = async {
-                let row_permits =
-                    u32::try_from(chunk.rows.len().min(self.rows_in_flight)).unwrap_or(u32::MAX);
-                let byte_permits = chunk.rows.iter().map(|row| cost(row.span.len())).sum::<usize>();
-                let byte_permits =
-                    u32::try_from(byte_permits.min(BYTES_IN_FLIGHT / PERMIT_BYTES)).unwrap_or(u32::MAX);
-                let rows = rows.clone().acquire_many_owned(row_permits).await.ok()?;
-                Some((rows, bytes.clone().acquire_many_owned(byte_permits).await.ok()?))
-            };
-            self.feed.set(Feed::Full);
-            let permits = tokio::select! {
-                biased;
-                () = self.halt.stop.cancelled() => return Ok(()),
-                permits = permits => permits,
-            };
-            let Some((rows, bytes)) = permits else {
-                return Ok(());
-            };
-            total = chunk.end.ordinal;
-            self.feed.set(Feed::Reading);
-            self.events.send(Event::ChunkStarted {
-                seq: chunk.seq,
-                rows: chunk.rows.len() as u64,
-            });
-            // Rows that go their own ways are also committed one by one; the last ends where the chunk does.
-            let mut ends = vec![chunk.end];
-            if starter.walker.asks() {
-                let before = chunk.rows.iter().rev().skip(1).rev().map(|row| row.end);
-                ends.splice(0..0, before);
+        let mut intake = Intake {
+            starter,
+            rows: Arc::new(Semaphore::new(self.rows_in_flight)),
+            bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT / PERMIT_BYTES)),
+            rows_in_flight: self.rows_in_flight,
+            total: self.first,
+            at_end: self.at_end,
+            events: self.events,
+            feed: self.feed,
+        };
+        match intake.starter.staging.clone() {
+            Some(staging) => intake.run_in_turns(&staging, &mut read).await,
+            None => {
+                while intake.next_chunk(&mut read).await?.is_continue() {}
+                Ok(())
             }
-            let started = Message::Started { seq: chunk.seq, ends };
-            if starter.committer.send(started).await.is_err() {
-                return Ok(());
-            }
-            let starter = starter.clone();
-            self.cpu
-                .spawn(move || starter.start(&chunk, Permits(vec![rows, bytes])));
         }
+    }
+}
+
+/// What comes from the reader: chunks, none at the end.
+pub(super) type Read = mpsc::Receiver<Result<Option<Chunk>, SourceError>>;
+
+/// What lets rows set out: as many as may be on their way at once.
+pub(super) struct Intake {
+    pub(super) starter: Arc<Starter>,
+    rows: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    pub(super) rows_in_flight: usize,
+    /// Rows that were read, over all resumes.
+    total: u64,
+    at_end: Arc<AtomicBool>,
+    events: EventSender,
+    pub(super) feed: FeedGauge,
+}
+
+impl Intake {
+    /// Waits for a chunk and lets it set out; breaks when there is none any more, or the run is told to stop.
+    async fn next_chunk(&mut self, read: &mut Read) -> Result<ControlFlow<()>, RunError> {
+        let chunk = tokio::select! {
+            biased;
+            () = self.starter.halt.stop.cancelled() => return Ok(ControlFlow::Break(())),
+            chunk = read.recv() => self.received(chunk)?,
+        };
+        Ok(match chunk {
+            Some(chunk) => self.set_out(chunk).await,
+            None => ControlFlow::Break(()),
+        })
+    }
+
+    /// What the reader says; tells of the end.
+    pub(super) fn received(
+        &self,
+        chunk: Option<Result<Option<Chunk>, SourceError>>,
+    ) -> Result<Option<Chunk>, RunError> {
+        match chunk {
+            Some(Ok(Some(chunk))) => Ok(Some(chunk)),
+            Some(Ok(None)) => {
+                self.feed.set(Feed::AtEnd);
+                self.at_end.store(true, Ordering::Release);
+                self.events.send(Event::StepTotal {
+                    node: "chain_input".into(),
+                    total: self.total,
+                    estimate: false,
+                });
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error.into()),
+            None => Err(RunError::Bug {
+                message: "the reader thread ended".into(),
+            }),
+        }
+    }
+
+    /// Waits until rows of so many bytes may be on their way; none when the run is told to stop.
+    pub(super) async fn permits(&self, costs: impl ExactSizeIterator<Item = usize>) -> Option<Permits> {
+        let row_permits = u32::try_from(costs.len().min(self.rows_in_flight)).unwrap_or(u32::MAX);
+        let byte_permits = costs.map(cost).sum::<usize>().min(BYTES_IN_FLIGHT / PERMIT_BYTES);
+        let byte_permits = u32::try_from(byte_permits).unwrap_or(u32::MAX);
+        let permits = async {
+            let rows = self.rows.clone().acquire_many_owned(row_permits).await.ok()?;
+            let bytes = self.bytes.clone().acquire_many_owned(byte_permits).await.ok()?;
+            Some(Permits(vec![rows, bytes]))
+        };
+        tokio::select! {
+            biased;
+            () = self.starter.halt.stop.cancelled() => None,
+            permits = permits => permits,
+        }
+    }
+
+    /// Lets a chunk set out once its rows may be on their way; breaks when the run is told to stop.
+    pub(super) async fn set_out(&mut self, chunk: Chunk) -> ControlFlow<()> {
+        self.feed.set(Feed::Full);
+        let Some(permits) = self.permits(chunk.rows.iter().map(|row| row.span.len())).await else {
+            return ControlFlow::Break(());
+        };
+        self.total = chunk.end.ordinal;
+        self.feed.set(Feed::Reading);
+        self.events.send(Event::ChunkStarted {
+            seq: chunk.seq,
+            rows: chunk.rows.len() as u64,
+        });
+        let starter = self.starter.clone();
+        // Rows that go their own ways are also committed one by one; the last ends where the chunk does.
+        let mut ends = vec![chunk.end];
+        if starter.walker.asks() {
+            let before = chunk.rows.iter().rev().skip(1).rev().map(|row| row.end);
+            ends.splice(0..0, before);
+        }
+        let started = Message::Started { seq: chunk.seq, ends };
+        if starter.committer.send(started).await.is_err() {
+            return ControlFlow::Break(());
+        }
+        if let Some(staging) = &starter.staging {
+            staging.set_out(chunk.rows.len());
+        }
+        self.starter.cpu.spawn(move || starter.start(&chunk, permits));
+        ControlFlow::Continue(())
     }
 }
 
@@ -190,14 +246,56 @@ fn cost(bytes: usize) -> usize {
 }
 
 /// What starting a chunk takes; lives until the chunk's last row is done.
-struct Starter {
-    walker: Arc<Walker>,
-    cpu: Cpu,
+pub(super) struct Starter {
+    pub(super) walker: Arc<Walker>,
+    pub(super) cpu: Cpu,
     runtime: tokio::runtime::Handle,
     committer: mpsc::Sender<Message>,
-    halt: Halt,
+    pub(super) halt: Halt,
     failure: Failure,
     asking: TaskTracker,
+    staging: Option<Arc<Staging>>,
+}
+
+/// A row on its way.
+pub(super) struct Going {
+    seq: u64,
+    part: usize,
+    permits: Permits,
+    /// What it takes to park it; none for a row that never needs to be.
+    pub(super) held: Option<Held>,
+    /// Counted among the rows on their way until it is dropped.
+    pub(super) busy: Option<Busy>,
+}
+
+impl Going {
+    pub(super) fn new(seq: u64, part: usize, permits: Permits) -> Self {
+        Self {
+            seq,
+            part,
+            permits,
+            held: None,
+            busy: None,
+        }
+    }
+
+    /// Its chunk, and its place there.
+    pub(super) fn place(&self) -> (u64, usize) {
+        (self.seq, self.part)
+    }
+}
+
+impl Permits {
+    /// What a row of so many bytes takes of those of many.
+    pub(super) fn split(&mut self, len: usize) -> Self {
+        let mut own = Self::default();
+        if let [rows, bytes] = self.0.as_mut_slice() {
+            own.0.extend(rows.split(1));
+            // A row beyond all permits holds those there are.
+            own.0.extend(bytes.split(cost(len).min(bytes.num_permits())));
+        }
+        own
+    }
 }
 
 type Walk = Pin<Box<dyn Future<Output = Result<Output, Stop>> + Send>>;
@@ -205,7 +303,7 @@ type Walk = Pin<Box<dyn Future<Output = Result<Output, Stop>> + Send>>;
 impl Starter {
     /// Runs a chunk as far as it goes on the CPU pool; rows that ask an engine go on as tasks.
     fn start(self: &Arc<Self>, chunk: &Chunk, permits: Permits) {
-        let started = catch_unwind(AssertUnwindSafe(|| {
+        self.guarded(|| {
             if self.walker.asks() {
                 self.start_rows(chunk, permits)
             } else if self.walker.waits() {
@@ -213,8 +311,12 @@ impl Starter {
             } else {
                 self.run_chunk(chunk, permits)
             }
-        }));
-        if started.is_err() {
+        });
+    }
+
+    /// Stops the run if `f` panics, which lets rows set out.
+    pub(super) fn guarded(&self, f: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(f)).is_err() {
             self.fail(RunError::Bug {
                 message: "a chunk panicked".into(),
             });
@@ -244,55 +346,67 @@ impl Starter {
     }
 
     fn start_rows(self: &Arc<Self>, chunk: &Chunk, mut permits: Permits) {
-        let _runtime = self.runtime.enter();
         for (part, row) in chunk.rows.iter().enumerate() {
-            let mut own = Permits::default();
-            if let [rows, bytes] = permits.0.as_mut_slice() {
-                own.0.extend(rows.split(1));
-                // A row beyond all permits holds those there are.
-                let cost = cost(row.span.len()).min(bytes.num_permits());
-                own.0.extend(bytes.split(cost));
+            let mut going = Going::new(chunk.seq, part, permits.split(row.span.len()));
+            let arrival = self.walker.arrival(row, &chunk.data);
+            if let Some(staging) = &self.staging {
+                going.busy = Some(staging.clone().busy());
+                going.held = Held::new(row, &arrival, Arc::default());
             }
-            let walker = self.walker.clone();
-            let arrival = walker.arrival(row, &chunk.data);
-            let mut walk: Walk = Box::pin(async move {
-                let mut out = walker.output();
-                walker.arrived(arrival, &mut out).await?;
-                Ok(out)
-            });
-            // Up to its first question a row is CPU work, and this is the thread for it.
-            match walk.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(result) => {
-                    if let Some(done) = self.done(chunk.seq, part, result, own) {
-                        let _gone = self.committer.blocking_send(done);
-                    }
+            self.lead(arrival, going);
+        }
+    }
+
+    /// Leads a row as far as it goes on the CPU pool, and from there as a task.
+    pub(super) fn lead(self: &Arc<Self>, arrival: Arrival, going: Going) {
+        let _runtime = self.runtime.enter();
+        let walker = self.walker.clone();
+        let memory = going.held.as_ref().map(|held| held.memory.clone());
+        let mut walk: Walk = Box::pin(async move {
+            let mut out = walker.output();
+            walker.arrived_with(arrival, memory, &mut out).await?;
+            Ok(out)
+        });
+        // Up to its first question a row is CPU work, and this is the thread for it.
+        match walk.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => {
+                if let Some(done) = self.done(going, result) {
+                    let _gone = self.committer.blocking_send(done);
                 }
-                Poll::Pending => {
-                    let (starter, seq) = (self.clone(), chunk.seq);
-                    let followed = async move { starter.follow(seq, part, walk, own).await };
-                    self.asking.spawn_on(followed, &self.runtime);
-                }
+            }
+            Poll::Pending => {
+                let starter = self.clone();
+                let followed = async move { starter.follow(walk, going).await };
+                self.asking.spawn_on(followed, &self.runtime);
             }
         }
     }
 
     /// Follows a row to its end, or until the run is abandoned.
-    async fn follow(&self, seq: u64, part: usize, walk: Walk, permits: Permits) {
+    async fn follow(self: &Arc<Self>, walk: Walk, going: Going) {
         let walk = AssertUnwindSafe(walk);
         let result = tokio::select! {
             biased;
             () = self.halt.abandon.cancelled() => return,
             result = futures::FutureExt::catch_unwind(walk) => result,
         };
-        match result {
-            Err(_) => self.fail(RunError::Bug {
-                message: "a row panicked".into(),
-            }),
-            Ok(result) => {
-                if let Some(done) = self.done(seq, part, result, permits) {
-                    let _gone = self.committer.send(done).await;
-                }
+        let done = match result {
+            Err(_) => {
+                self.fail(RunError::Bug {
+                    message: "a row panicked".into(),
+                });
+                None
             }
+            // Its place is on disk.
+            Ok(Err(Stop::Parked(engine))) => {
+                let starter = self.clone();
+                let parked = move || starter.done(going, Err(Stop::Parked(engine)));
+                self.cpu.run(parked).await.flatten()
+            }
+            Ok(result) => self.done(going, result),
+        };
+        if let Some(done) = done {
+            let _gone = self.committer.send(done).await;
         }
     }
 
@@ -304,20 +418,29 @@ impl Starter {
         self.cpu.follow(async move {
             let walker = starter.walker.clone();
             let walk: Walk = Box::pin(async move { walker.together(arrivals).await });
-            starter.follow(seq, 0, walk, permits).await;
+            starter.follow(walk, Going::new(seq, 0, permits)).await;
         });
     }
 
-    fn done(&self, seq: u64, part: usize, result: Result<Output, Stop>, permits: Permits) -> Option<Message> {
+    /// The news for the committer, if the row is done; a row that needs an engine which is not loaded is parked.
+    fn done(&self, going: Going, result: Result<Output, Stop>) -> Option<Message> {
         match result {
             Ok(output) => Some(Message::Done {
-                seq,
-                part,
+                seq: going.seq,
+                part: going.part,
                 output: Box::new(output),
-                permits,
+                permits: going.permits,
             }),
             // The row is not done: a resumed run takes it up again.
             Err(Stop::Interrupted) => None,
+            Err(Stop::Parked(engine)) => {
+                if let Some(staging) = &self.staging
+                    && let Err(error) = staging.park(engine, going)
+                {
+                    self.fail(error);
+                }
+                None
+            }
             Err(stop) => {
                 self.fail(RunError::Stop(stop));
                 None
@@ -325,7 +448,7 @@ impl Starter {
         }
     }
 
-    fn fail(&self, error: RunError) {
+    pub(super) fn fail(&self, error: RunError) {
         self.failure.set(error);
         self.halt.stop.cancel();
     }

@@ -19,6 +19,8 @@ mod outcomes;
 mod outdir;
 mod parking;
 mod session;
+mod spill;
+mod switching;
 mod watch;
 
 use std::sync::Arc;
@@ -42,6 +44,7 @@ pub use metadata::rfc3339;
 pub(crate) use metadata::seals;
 pub(crate) use outcomes::{Digest as OutcomesDigest, Outcomes, Reader as OutcomesReader, Unread};
 pub use outdir::{Existing, OutDir};
+pub use spill::DEFAULT_BYTES as DEFAULT_SPILL;
 pub use watch::Tracker;
 
 use crate::clock::Clock;
@@ -265,6 +268,7 @@ pub fn run(
     let rows_resumed = checkpoint.counts.rows_in;
     let seconds_before = checkpoint.times.seconds;
     let answers = ledger.clone();
+    let stage = broker.stage().cloned();
     let session = Session {
         config: &config,
         broker,
@@ -306,6 +310,7 @@ pub fn run(
     }
     let mut stats = stats(&checkpoint.counts, state, started);
     stats.rows_resumed = rows_resumed;
+    stats.switches = stage.map_or(0, |stage| stage.switches());
     stats.answers_reused = answers.as_ref().map_or(0, |ledger| ledger.reused());
     drop(answers);
     checkpoint.times.seconds = seconds_before + stats.seconds;
@@ -388,6 +393,7 @@ fn stats(counts: &Counts, state: RunState, started: Instant) -> RunStats {
         rows_failed: counts.errors,
         rows_resumed: 0,
         answers_reused: 0,
+        switches: 0,
         seconds: started.elapsed().as_secs_f64(),
         usage: counts.usage(),
     }

@@ -18,6 +18,8 @@ use super::ledger::Ledger;
 use super::lock::Holding;
 use super::outdir::OutDir;
 use super::parking::Parking;
+use super::spill::Spill;
+use super::switching::Staging;
 use super::watch;
 use crate::engine::broker::{Broker, EngineLoad};
 use crate::engine::supervise::{Policy, Supervisor};
@@ -129,7 +131,7 @@ impl Session<'_> {
             checkpoint,
             checkpointer: Checkpointer::start(&checkpoint_path, events.clone(), holding.clone())?,
             outcomes,
-            holding,
+            holding: holding.clone(),
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
             branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             loses_answers: ledger.is_none() && plan.asks(&plan.main.0),
@@ -174,6 +176,7 @@ impl Session<'_> {
                 entries: live.entries(),
                 errors: waiting.errors.load(Ordering::Relaxed),
                 engines: broker.load().into_iter().map(engine_status).collect(),
+                switching: broker.switching(),
                 unanswered: unanswered(),
                 retrying: broker.retrying(),
                 feed: feed.get(),
@@ -181,6 +184,12 @@ impl Session<'_> {
                 recent: broker.recent(),
             }));
         }
+        let staging = staging(
+            &plan,
+            &broker,
+            &private.join("spill"),
+            failpoint::spill_bytes(config.spill),
+        );
         {
             let _runtime = runtime.enter();
             let engines = Supervisor::new(private.join("engines"), Policy::default(), events.clone());
@@ -200,6 +209,7 @@ impl Session<'_> {
             events: events.clone(),
             feed,
             asking: asking.clone(),
+            staging: staging.clone(),
         };
         let executed = runtime.block_on(async {
             tokio::spawn(wind_down(halt.clone(), broker.clone()));
@@ -228,6 +238,9 @@ impl Session<'_> {
         // Whatever we started is gone before the run says that it is over.
         runtime.block_on(broker.shutdown());
         runtime.shutdown_background();
+        if let Some(staging) = &staging {
+            staging.close();
+        }
         drop(workers);
         failpoint::hit("session.ended").map_err(RunError::io(&out.path))?;
         if let Some(signals) = signals {
@@ -236,6 +249,8 @@ impl Session<'_> {
         let (checkpoint, committed) = committed?;
         // The first cause wins: what failed in a row or in the reader, then what failed in writing.
         let cause = failure.take().map_or(Ok(()), Err).and(executed).and(committed);
+        // Whatever could not be done in an OUT that is gone, that is why.
+        let cause = cause.or_else(|error| holding.check().and(Err(error)));
         Ok(Ended {
             checkpoint,
             result: cause,
@@ -251,6 +266,7 @@ fn engine_status(load: EngineLoad) -> EngineStatus {
         in_flight: load.in_flight,
         waiting: load.waiting,
         limit: load.limit,
+        parked: load.parked,
         trouble: load.cause,
         retry_in: load.retry_in.map(|time| time.as_secs_f64()),
         absent: load.absent,
@@ -274,6 +290,19 @@ async fn wind_down(halt: Halt, broker: Arc<Broker>) {
         () = halt.abandon.cancelled() => {}
         () = tokio::time::sleep(dispatcher::GRACE) => halt.abandon.cancel(),
     }
+}
+
+/// What lets rows take turns, if the engines of a plan do not all fit together.
+fn staging(plan: &Plan, broker: &Broker, dir: &Path, bytes: u64) -> Option<Arc<Staging>> {
+    // What a killed run left there goes, whether engines fit together this time or not.
+    let spill = Spill::new(dir, bytes);
+    let stage = broker.stage()?;
+    let engines = plan.nodes.iter().filter_map(|node| match &node.kind {
+        NodeKind::Step(step) => Some(step.engine),
+        NodeKind::Apply(_) => None,
+    });
+    let first = engines.into_iter().find(|engine| stage.is_staged(*engine))?;
+    Some(Arc::new(Staging::new(stage.clone(), first, spill)))
 }
 
 /// Enough unfinished rows to keep every engine and every core busy.

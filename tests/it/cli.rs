@@ -27,6 +27,11 @@ pub fn spawn(dir: &Path, args: &[&str]) -> Child {
 
 /// The same with something on stdin.
 pub fn spawn_on(dir: &Path, args: &[&str], stdin: Stdio) -> Child {
+    spawn_with(dir, args, stdin, &[])
+}
+
+/// The same with variables in its environment.
+pub fn spawn_with(dir: &Path, args: &[&str], stdin: Stdio, env: &[(&str, String)]) -> Child {
     let file = |name: &str| Stdio::from(File::create(dir.join(name)).expect("a file can be made"));
     let binary = std::env::var_os("CHAINETTE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_chainette").into());
     let mut command = Command::new(binary);
@@ -41,6 +46,7 @@ pub fn spawn_on(dir: &Path, args: &[&str], stdin: Stdio) -> Child {
     ] {
         command.env_remove(name);
     }
+    command.envs(env.iter().map(|(name, value)| (name, value)));
     command.env("NO_COLOR", "1").spawn().expect("the binary starts")
 }
 

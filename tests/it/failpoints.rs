@@ -330,6 +330,17 @@ const KILLED_BEFORE: &[&str] = &["shard.removing", "shard.reopened", "sync.shard
 const AFRESH: &[&str] = &["outdir.forgetting", "run.written", "run.renamed", "commit.begun"];
 const PARKED: &[&str] = &["parking.parked", "commit.begun", "checkpoint.renamed"];
 
+/// Engines that are loaded in turns.
+const TURNS: &[&str] = &[
+    "spill.created",
+    "spill.written",
+    "spill.read",
+    "stage.switched",
+    "ledger.written",
+    "commit.begun",
+    "checkpoint.renamed",
+];
+
 #[test]
 fn every_place_is_gone_through() {
     let all = [
@@ -340,6 +351,7 @@ fn every_place_is_gone_through() {
         KILLED_BEFORE,
         AFRESH,
         PARKED,
+        TURNS,
         failpoints_answers::SEGMENTS,
         failpoints_answers::EDITED,
         failpoints_answers::RETRIED,
@@ -434,6 +446,19 @@ fn rows_that_wait_on_disk() {
         again.1.store(0, Ordering::SeqCst);
     });
     scenario.at_every(PARKED);
+}
+
+/// Rows wait on disk for an engine that does not fit beside another.
+#[test]
+fn engines_that_are_loaded_in_turns() {
+    let server = TestServer::start(answer);
+    let mut chain: serde_json::Value = serde_json::from_str(&chain(&server, "grade")).expect("JSON");
+    chain["engines"]["f"] = chain["engines"]["e"].clone();
+    chain["steps"][2]["parallel"][0]["steps"][0]["engine"] = "f".into();
+    let bench = Bench::new(&chain.to_string(), input());
+    let env = [("CHAINETTE_SETS", "e;f"), ("CHAINETTE_SPILL", "100000")];
+    let told = Scenario::new(server, bench, &ARGS, &env, |_, _| ()).at_every(TURNS);
+    assert_told!(told);
 }
 
 /// A run that stops cuts its connections. A row that sees its own go is given up; the ledger hears of no fault.

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ use crate::{cli, columns, lines, verify};
 
 /// The functions and programs of process Applies.
 const TWINS: &str = include_str!("twins.py");
+
+/// Runs that had to switch between models.
+static SWITCHED: AtomicUsize = AtomicUsize::new(0);
 
 /// A tape that prints itself on one line.
 #[derive(Clone)]
@@ -51,6 +55,8 @@ struct Case {
     /// A first run ends after so many rows: the checkpoint that the next ones go on from.
     limit: Option<usize>,
     kills: Vec<Kill>,
+    /// Its Steps are on three engines that are loaded in turns; which, and with how much disk.
+    turns: Option<(usize, usize)>,
 }
 
 /// A `kill -9`.
@@ -98,11 +104,56 @@ fn any_case(rows: usize, kills: usize) -> impl Strategy<Value = Case> {
                 faults,
                 limit,
                 kills,
+                turns: None,
             },
         )
 }
 
+/// The same chain with its Steps on the engines `e`, `f` and `g` in turn.
+fn on_three(yaml: &str) -> String {
+    let mut on = ["e", "f", "g"].iter().cycle();
+    let mut lines: Vec<String> = Vec::new();
+    let mut engine: Vec<String> = Vec::new();
+    for line in yaml.lines() {
+        let is_engine = line.starts_with("    ") && lines.iter().any(|line| line == "  e:");
+        if is_engine && !lines.iter().any(|line| line == "steps:") {
+            engine.push(line.to_owned());
+        }
+        lines.push(match line.strip_suffix("engine: \"e\"") {
+            Some(before) => format!("{before}engine: {}", on.next().expect("a cycle")),
+            None => line.to_owned(),
+        });
+    }
+    let at = lines.iter().position(|line| line == "  e:").expect("an engine");
+    for name in ["f", "g"] {
+        let copy = [&[format!("  {name}:")], engine.as_slice()].concat();
+        lines.splice(at..at, copy);
+    }
+    lines.join("\n")
+}
+
 impl Case {
+    /// The chain file.
+    fn yaml(&self, url: &str) -> String {
+        let yaml = self.chain().yaml(url);
+        match self.turns {
+            Some(_) => on_three(&yaml),
+            None => yaml,
+        }
+    }
+
+    fn env(&self) -> Vec<(&'static str, String)> {
+        const SETS: [&str; 4] = ["e;f;g", "e,f;g", "g;e,f", "e,g;f,g"];
+        let Some((sets, rows)) = self.turns else {
+            return Vec::new();
+        };
+        let spill = (rows * 10 * 1024).to_string();
+        vec![
+            ("CHAINETTE_SETS", SETS[sets % SETS.len()].into()),
+            ("CHAINETTE_SPILL", spill),
+        ]
+    }
+
     fn chain(&self) -> Chain {
         Tape::new(&self.chain.0).chain()
     }
@@ -195,18 +246,19 @@ fn fates(meta: &Value, id: &str) -> Option<Fates> {
 
 fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseError> {
     let (chain, given) = (case.chain(), case.given());
-    fs::write(dir.join("chain.yaml"), chain.yaml(&server.url())).expect("the chain can be written");
+    fs::write(dir.join("chain.yaml"), case.yaml(&server.url())).expect("the chain can be written");
     fs::write(dir.join("twins.py"), TWINS).expect("the functions can be written");
     given.write(dir);
     let (mut expected, asked) = case.expected();
-    let context = || format!("{}\n---\n{}\n", chain.yaml("URL"), given.describe());
+    let context = || format!("{}\n---\n{}\n", case.yaml("URL"), given.describe());
     let spawn = |args: &[String]| {
         let args: Vec<_> = args.iter().map(String::as_str).collect();
         let stdin = given.stdin.as_ref().map(|bytes| {
             fs::write(dir.join("stdin"), bytes).expect("a file can be written");
             fs::File::open(dir.join("stdin")).expect("a file can be opened")
         });
-        cli::spawn_on(dir, &args, stdin.map_or_else(Stdio::null, Stdio::from))
+        let stdin = stdin.map_or_else(Stdio::null, Stdio::from);
+        cli::spawn_with(dir, &args, stdin, &case.env())
     };
 
     let args = case.args(&given.name, "out", case.batch_size);
@@ -230,6 +282,8 @@ fn check(case: &Case, dir: &Path, server: &TestServer) -> Result<(), TestCaseErr
         cli::kill(&mut child);
     }
     let ran = cli::wait(dir, &mut spawn(&args));
+    let switched = ran.stderr.contains("between models");
+    SWITCHED.fetch_add(usize::from(switched), Ordering::Relaxed);
     let code = if expected.errors > 0 { 3 } else { 0 };
     // A run that had finished before, at its limit or before the last kill, says so and exits 0.
     let interrupted = !case.kills.is_empty() || case.limit.is_some();
@@ -338,6 +392,22 @@ fn kills_change_nothing() {
     let mut runner = cases(14, 2);
     let result = runner.run(&any_case(90, 3), |case| one(&case, Duration::from_millis(3)));
     result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn engines_in_turns_change_nothing() {
+    let mut runner = cases(24, 4);
+    let turns = (any_case(60, 2), 0_usize..4, 0_usize..30);
+    let turns = turns.prop_map(|(case, sets, room)| Case {
+        turns: Some((sets, room)),
+        ..case
+    });
+    let result = runner.run(&turns, |case| one(&case, Duration::from_millis(1)));
+    result.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(
+        SWITCHED.load(Ordering::Relaxed) > 4,
+        "the cases are about something else"
+    );
 }
 
 /// The generator makes what the properties are about, not one corner of it.

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use chainette::event::{
-    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Report, Retrying, Status, Traffic, Usage,
+    EngineStatus, Event, Exchange, Feed, NodeInfo, Progress, Report, Retrying, Status, Switching, Traffic,
+    Usage,
 };
 use chainette::report::{Plain, Style, render};
 use chainette::run::Tracker;
@@ -76,8 +77,7 @@ fn three_nodes() -> Progress {
                 limit: 64,
                 trouble: Some("HTTP 429: rate limit reached for requests".into()),
                 retry_in: Some(11.2),
-                absent: None,
-                limited: None,
+                ..EngineStatus::default()
             }],
             errors: 1_234,
             feed: Feed::AtEnd,
@@ -185,6 +185,42 @@ fn a_screen_says_that_rows_will_be_asked_again() {
         waits(node("a", None), busy),
         ["waits for answers of engine small"]
     );
+}
+
+#[test]
+fn engines_that_take_turns_are_told() {
+    let engine = |name: &str, in_flight, parked| EngineStatus {
+        name: name.into(),
+        in_flight,
+        parked,
+        limit: 4,
+        ..EngineStatus::default()
+    };
+    let mut status = Status {
+        engines: vec![engine("a", 0, 0), engine("b", 0, 1_204)],
+        switching: Some(Switching {
+            to: vec!["b".into()],
+            from: vec!["a".into(), "c".into()],
+        }),
+        ..Status::default()
+    };
+    assert_eq!(
+        waits(node("n", None), status.clone()),
+        ["waits for engine b to take the place of a, c"]
+    );
+    status.engines[1].trouble = Some("loading the\nmodel".into());
+    assert_eq!(
+        waits(node("n", None), status.clone()),
+        ["waits for engine b to take the place of a, c: loading the model"]
+    );
+    status.engines[1] = engine("b", 1, 1_203);
+    assert_eq!(
+        waits(node("n", None), status.clone()),
+        ["waits for answers of engine b"]
+    );
+    let lines = render(&progress(60.0, status), UTF8, (100, 16), &[]);
+    let line = "b  1 of 4 busy · 1,203 rows parked until it is loaded";
+    assert!(lines.iter().any(|found| found.contains(line)), "{lines:?}");
 }
 
 #[test]

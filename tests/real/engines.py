@@ -68,6 +68,9 @@ def write(name: str, text: str) -> pathlib.Path:
 
 def rows(count: int) -> pathlib.Path:
     path = WORK / f"rows-{count}.jsonl"
+    if path.exists():
+        # A resumed run knows its input by its time.
+        return path
     words = "great broken fast slow cheap noisy pretty heavy useless perfect".split()
     with path.open("w") as out:
         for n in range(count):

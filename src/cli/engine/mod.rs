@@ -3,6 +3,7 @@
 mod control;
 mod keep;
 mod logs;
+pub(super) mod own;
 mod pool;
 mod provision;
 mod reload;
@@ -17,7 +18,7 @@ use super::args::{DownArgs, EngineArgs, EngineCommand, PoolsArgs, UpArgs};
 use super::{Exit, printer::Printer};
 use crate::engine::SetupError;
 use crate::engine::broker::{Broker, Budget, Sharing};
-use crate::engine::provision::{Machine, Missing, Plan, plan_all};
+use crate::engine::provision::{Machine, Missing, Need, Plan, plan, plan_all};
 use crate::engine::warm::WarmFolder;
 use crate::event::EventSender;
 use crate::plan::Report;
@@ -41,7 +42,10 @@ pub(super) fn engine(args: &EngineArgs, printer: Printer) -> Exit {
 pub(super) struct Planned {
     /// By engine; none for those that somebody else runs.
     plans: Vec<Option<Plan>>,
+    /// What they may use, beside those that `engine up` keeps.
     budget: Budget,
+    /// Pools that `engine up` keeps.
+    warm: Vec<String>,
 }
 
 /// Plans the engines that are started here; what is missing is shown, all at once.
@@ -58,14 +62,59 @@ pub(super) fn planned(
         printer.error(&list(&missing));
         Exit::Usage
     })?;
-    let budget = Budget::of(&machine, resources);
-    Ok(Planned { plans, budget })
+    Ok(Planned::new(plans, &machine, resources))
 }
 
 impl Planned {
+    fn new(plans: Vec<Option<Plan>>, machine: &Machine, resources: &Resources) -> Self {
+        let notes = WarmFolder::locate()
+            .ok()
+            .filter(|folder| folder.is_ours().unwrap_or(false))
+            .map_or_else(Vec::new, |folder| folder.notes());
+        let mut budget = Budget::of(machine, resources);
+        for note in &notes {
+            budget.lessen(&note.need);
+        }
+        Self {
+            plans,
+            budget,
+            warm: notes.into_iter().map(|note| note.pool).collect(),
+        }
+    }
+
+    /// What can be planned of the engines, whatever else is missing.
+    pub(super) fn as_far_as_known(engines: &[EngineSpec], resources: &Resources) -> Self {
+        if engines.iter().filter(|spec| spec.is_launched()).count() < 2 {
+            return Self::default();
+        }
+        let machine = Machine::look();
+        let plans = engines.iter().map(|spec| match spec.is_launched() {
+            true => plan(spec, resources, &machine).ok(),
+            false => None,
+        });
+        Self::new(plans.collect(), &machine, resources)
+    }
+
+    /// What each engine takes with all its servers; none for those that are not ours to load, or whose model is still to be
+    /// fetched.
+    pub(super) fn needs(&self) -> Vec<Option<Need>> {
+        let need = |plan: &Option<Plan>| {
+            let plan = plan.as_ref()?;
+            let spec = plan.spec();
+            (!self.warm.contains(&spec.name)).then_some(())?;
+            Some(plan.need()?.times(spec.launch.replicas))
+        };
+        self.plans.iter().map(need).collect()
+    }
+
+    /// What they may use together.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// The engines of a run: warm ones where there are such, else its own.
     pub(super) fn broker(self, engines: &[EngineSpec], events: EventSender) -> Result<Broker, SetupError> {
-        let Self { plans, budget } = self;
+        let Self { plans, budget, .. } = self;
         if plans.is_empty() {
             return Broker::new(engines, events);
         }

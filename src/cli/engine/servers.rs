@@ -93,16 +93,7 @@ impl Declared {
 
     /// What all its servers take together.
     fn need(&self) -> Need {
-        let times = |bytes: u64| bytes.saturating_mul(u64::from(self.replicas()));
-        let need = &self.first.need;
-        Need {
-            ram: times(need.ram),
-            vram: need
-                .vram
-                .iter()
-                .map(|(device, bytes)| (*device, times(*bytes)))
-                .collect(),
-        }
+        self.first.need.times(self.replicas())
     }
 
     fn replicas(&self) -> u32 {

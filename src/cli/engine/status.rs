@@ -14,7 +14,7 @@ use crate::engine::provision::Need;
 use crate::engine::supervise::{Handoff, files};
 use crate::engine::warm::{Note, Stage, WarmFolder};
 use crate::event::EventSender;
-use crate::report::duration;
+use crate::report::seconds;
 
 /// How long a pool's process may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -137,7 +137,7 @@ impl Row {
                 (Some(_), false) => "no".to_owned(),
             },
             self.uptime
-                .map_or_else(|| "-".to_owned(), |uptime| duration(uptime.as_secs_f64().floor())),
+                .map_or_else(|| "-".to_owned(), |uptime| seconds(uptime.as_secs_f64().floor())),
             of(&|it| (it.need != Need::default()).then(|| memory(&it.need))),
             of(&|it| it.engine_version.clone()),
         ]

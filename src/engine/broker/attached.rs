@@ -32,20 +32,12 @@ enum Seen {
 }
 
 impl Keeper {
-    /// Uses the server of our digest that `engine up` keeps, as long as there is one; none when there is none.
-    pub(super) async fn attached(&self, post: &mut Post) -> Option<Over> {
+    /// Uses the server of a digest that `engine up` keeps, as long as there is one; none when there is none.
+    pub(super) async fn attached(&self, digest: &str, post: &mut Post) -> Option<Over> {
         let folder = self.shares.used()?.clone();
-        let here = folder.clone();
-        let any =
-            tokio::task::spawn_blocking(move || here.is_ours().unwrap_or(false) && !here.notes().is_empty());
-        if !any.await.unwrap_or(false) {
-            return None;
-        }
-        // What is wrong with it is told when our own is started.
-        let digest = self.prepared().await.ok()?.spec_digest;
         let mut patience: Option<Instant> = None;
         loop {
-            let (here, digest, replica) = (folder.clone(), digest.clone(), self.replica());
+            let (here, digest, replica) = (folder.clone(), digest.to_owned(), self.replica());
             // A look at a few files; a disk that hangs holds up this server only.
             let found = tokio::task::spawn_blocking(move || here.find(&digest, replica));
             match found.await.unwrap_or(Found::None) {

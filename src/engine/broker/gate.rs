@@ -159,6 +159,7 @@ impl Gate {
             in_flight: state.places.iter().map(|place| place.in_flight).sum(),
             waiting: state.waiters().count(),
             limit: state.places.iter().map(|place| place.pace.limit()).sum(),
+            parked: 0,
             cause: until.filter(|_| !open).map(|_| state.cause.clone()),
             retry_in: until
                 .or(absent.as_ref().and_then(|(_, until)| *until))

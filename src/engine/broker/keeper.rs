@@ -115,9 +115,6 @@ impl Keeper {
 
     /// One life of the server: from room in memory to its end.
     async fn life(&self, restarts: &mut Restarts, failed: Option<&str>, post: &mut Post) -> Over {
-        if let Some(over) = self.attached(post).await {
-            return over;
-        }
         let reason = match failed {
             None => "starting".to_owned(),
             Some(why) => format!("starting again; before, {why}"),
@@ -127,6 +124,9 @@ impl Keeper {
             Ok(prepared) => prepared,
             Err(over) => return over,
         };
+        if let Some(over) = self.attached(&prepared.spec_digest, post).await {
+            return over;
+        }
         self.gate.absent(self.at, "waiting for room in memory", false);
         let booking = tokio::select! {
             biased;
@@ -217,7 +217,8 @@ impl Keeper {
                 biased;
                 () = self.stop.cancelled() => {
                     self.gate.drain(self.at);
-                    self.release(ready, "the run is over").await;
+                    let why = if self.shares.always() { "asked for" } else { "the run is over" };
+                    self.release(ready, why).await;
                     return Over::Stopped;
                 }
                 exit = ready.ended() => return self.ended(ready, exit.to_string(), false).await,

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::stage::{self, Stage};
 use super::{Broker, Budget, MemoryLedger, Prepare};
 use crate::engine::SetupError;
-use crate::engine::provision::{self, Machine, Missing, Progress, Telling};
+use crate::engine::provision::{self, Machine, Missing, Need, Progress, Telling};
 use crate::engine::warm::WarmFolder;
 use crate::event::EventSender;
 use crate::spec::{EngineSpec, Resources};
@@ -51,7 +52,15 @@ impl Broker {
         let machine = Machine::look();
         let plans = provision::plan_all(specs, resources, &machine).map_err(|missing| setup(&missing))?;
         let budget = Budget::of(&machine, resources);
-        Self::of(specs, &plans, budget, &warm()?.facts(), events)
+        let need = |plan: &Option<provision::Plan>| {
+            let plan = plan.as_ref()?;
+            Some(plan.need()?.times(plan.spec().launch.replicas))
+        };
+        let needs: Vec<Option<Need>> = plans.iter().map(need).collect();
+        let sets = stage::sets(&needs, &budget);
+        let stage = (sets.len() > 1).then(|| Arc::new(Stage::new(sets)));
+        let broker = Self::of(specs, &plans, budget, &warm()?.facts(), events)?;
+        Ok(broker.with_stage(stage))
     }
 }
 

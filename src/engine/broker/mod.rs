@@ -13,6 +13,7 @@ mod orders;
 pub mod pace;
 mod place;
 pub mod rate;
+pub mod stage;
 mod suspects;
 mod tending;
 
@@ -31,7 +32,7 @@ use tokio_util::task::TaskTracker;
 use crate::engine::client::adapter;
 use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
-use crate::event::{EventSender, Exchange, Recent, Retrying};
+use crate::event::{EventSender, Exchange, Recent, Retrying, Switching};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
@@ -40,6 +41,7 @@ use orders::Orders;
 use pace::Pace;
 use place::Place;
 use rate::Rate;
+use stage::Stage;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct Broker {
     recent: Option<Recent>,
     /// Rows that sleep before they are asked again.
     retrying: Arc<Mutex<Retrying>>,
+    /// Which engines are loaded, where they do not all fit together.
+    stage: Option<Arc<Stage>>,
     /// The servers that are ours to run.
     servers: Vec<Kept>,
     memory: MemoryLedger,
@@ -82,6 +86,8 @@ pub struct EngineLoad {
     pub waiting: usize,
     /// Requests it may have in flight.
     pub limit: usize,
+    /// Rows that are parked until it is loaded.
+    pub parked: u64,
     /// Why rows wait for it, while they do.
     pub cause: Option<String>,
     /// How long until it is asked again.
@@ -136,6 +142,7 @@ impl Broker {
             stopped: CancellationToken::new(),
             recent: None,
             retrying: Arc::default(),
+            stage: None,
             servers: Vec::new(),
             memory: MemoryLedger::new(Budget::default()),
             keepers: TaskTracker::new(),
@@ -270,6 +277,18 @@ impl Broker {
         self
     }
 
+    /// Lends only engines that are loaded: a row that needs another is parked until that one is.
+    #[must_use]
+    pub fn with_stage(mut self, stage: Option<Arc<Stage>>) -> Self {
+        self.stage = stage;
+        self
+    }
+
+    /// Which engines are loaded; none where all of them fit together.
+    pub fn stage(&self) -> Option<&Arc<Stage>> {
+        self.stage.as_ref()
+    }
+
     /// Tells of a request, if anyone wants to see it.
     pub(crate) fn tell(&self, engine: EngineIx, what: impl FnOnce() -> Exchange) {
         if let (Some(recent), Some(gate)) = (&self.recent, self.gates.get(engine.0)) {
@@ -306,7 +325,7 @@ impl Broker {
     /// brings the engine down must not be the one that finds out, again and again, whether it is back.
     ///
     /// # Errors
-    /// [`Stop`], when the run was stopped or the engine is given up.
+    /// [`Stop`], when the run was stopped or the engine is given up; [`Stop::Parked`] while it is not loaded.
     pub async fn acquire(
         &self,
         engine: EngineIx,
@@ -314,8 +333,17 @@ impl Broker {
         faults: u32,
         digest: [u8; 32],
     ) -> Result<Lease, Stop> {
+        if self.stage.as_ref().is_some_and(|stage| !stage.admits(engine)) && !self.stopped.is_cancelled() {
+            return Err(Stop::Parked(engine));
+        }
         match self.gates.get(engine.0) {
-            Some(gate) => gate.acquire(row, faults, digest).await,
+            Some(gate) => {
+                let lease = gate.acquire(row, faults, digest).await?;
+                if let Some(stage) = &self.stage {
+                    stage.lent(engine);
+                }
+                Ok(lease)
+            }
             None => Err(Stop::Interrupted),
         }
     }
@@ -347,7 +375,24 @@ impl Broker {
 
     /// What every engine is doing.
     pub fn load(&self) -> Vec<EngineLoad> {
-        self.gates.iter().map(|gate| gate.load()).collect()
+        let loads = self.gates.iter().enumerate().map(|(ix, gate)| EngineLoad {
+            parked: self.stage.as_ref().map_or(0, |stage| stage.rows(EngineIx(ix))),
+            ..gate.load()
+        });
+        loads.collect()
+    }
+
+    /// The engines that are being loaded in the place of others.
+    pub(crate) fn switching(&self) -> Option<Switching> {
+        let (to, from) = self.stage.as_ref()?.switching()?;
+        let names = |engines: Vec<EngineIx>| {
+            let gates = engines.into_iter().filter_map(|engine| self.gates.get(engine.0));
+            gates.map(|gate| gate.name().to_owned()).collect()
+        };
+        Some(Switching {
+            to: names(to),
+            from: names(from),
+        })
     }
 }
 

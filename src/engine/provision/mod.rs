@@ -20,6 +20,7 @@ mod prepared;
 mod reference;
 mod remembered;
 mod telling;
+mod transfer;
 mod weights;
 
 pub use gguf::{Gguf, GgufError};

@@ -205,6 +205,7 @@ impl Preview<'_> {
                     item: record.clone(),
                     names: vec![Named::Unset; self.walker.plan.names.len()],
                     emitted: false,
+                    memory: None,
                 };
                 self.line(&self.walker.plan.main.0, state);
             }

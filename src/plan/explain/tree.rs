@@ -2,9 +2,12 @@
 
 use console::{measure_text_width, truncate_str};
 
+use super::switches::{Switch, switches};
 use super::types::type_of;
 use crate::event::counted;
-use crate::plan::{ApplyPlan, Branch, Group, Item, Line, Node, NodeKind, Plan, ProcessPlan, Program};
+use crate::plan::{
+    ApplyPlan, Branch, EngineIx, Group, Item, Line, Node, NodeIx, NodeKind, Plan, ProcessPlan, Program,
+};
 use crate::spec::OnError;
 
 /// How the tree is drawn.
@@ -22,9 +25,15 @@ pub struct TreeOptions {
 
 /// Draws a plan: its lines, groups, branches and joins, then its engines.
 pub fn tree(plan: &Plan, options: TreeOptions) -> String {
+    tree_in_turns(plan, options, &[])
+}
+
+/// The same for engines that are loaded set by set (see [`switches`]): a line says where others are loaded.
+pub fn tree_in_turns(plan: &Plan, options: TreeOptions, sets: &[Vec<EngineIx>]) -> String {
     let mut drawing = Drawing {
         plan,
         options,
+        switches: switches(plan, sets),
         out: format!("{}\n", one_line(&plan.name)),
     };
     if let Some(model) = &plan.input_model {
@@ -67,6 +76,7 @@ impl<'a> Entry<'a> {
 struct Drawing<'a> {
     plan: &'a Plan,
     options: TreeOptions,
+    switches: Vec<Switch>,
     out: String,
 }
 
@@ -136,6 +146,7 @@ impl Drawing<'_> {
         for (at, item) in line.0.iter().enumerate() {
             match item {
                 Item::Node(ix) => {
+                    self.switch(*ix, prefix);
                     if let Some(node) = self.plan.nodes.get(ix.0) {
                         self.node(node, prefix, at == end);
                     }
@@ -143,6 +154,16 @@ impl Drawing<'_> {
                 Item::Group(group) => self.group(group, prefix, at == end),
             }
         }
+    }
+
+    /// Says which engines are loaded before a node, if others are.
+    fn switch(&mut self, node: NodeIx, prefix: &str) {
+        let Some(switch) = self.switches.iter().find(|switch| switch.before == node) else {
+            return;
+        };
+        let (to, from) = switch.names(self.plan);
+        let mark = if self.options.ascii { "|~~ " } else { "├╌╌ " };
+        self.put(&format!("{prefix}{mark}switch: {to} in the place of {from}"));
     }
 
     fn node(&mut self, node: &Node, prefix: &str, last: bool) {
