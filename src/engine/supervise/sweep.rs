@@ -62,8 +62,9 @@ pub(super) enum Found {
 pub(super) fn clear(files: &Files, policy: &Policy) -> io::Result<Found> {
     let until = Instant::now() + policy.first_term + policy.second_term + SLACK;
     loop {
-        let pid_file = pid_file(files)?;
+        // In this order: once the lock is ours, nobody writes a PID file.
         let lock = lock(files)?;
+        let pid_file = pid_file(files)?;
         let known = pid_file.as_ref().map(|file| (file.guard, file.owner));
         let held = matches!(lock, Lock::Held);
         if !held && !known.is_some_and(|(guard, _)| guard.lives()) {
