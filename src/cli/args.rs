@@ -86,6 +86,12 @@ pub(crate) enum Command {
     /// Look after the servers that chainette starts itself
     #[command(after_long_help = help::ENGINE)]
     Engine(EngineArgs),
+    /// The same as `engine up`
+    #[command(after_long_help = help::ENGINE_UP)]
+    Warmup(UpArgs),
+    /// The same as `engine down`
+    #[command(after_long_help = help::ENGINE_DOWN)]
+    Kill(DownArgs),
     /// Compare two finished runs: rows, fields, failures and tokens
     ///
     /// For those who changed a prompt or a model and want to see what that changed. Rows are compared by
@@ -252,10 +258,38 @@ pub(crate) enum EngineCommand {
     /// Everything that is missing is told at once, with what to do about it.
     #[command(after_long_help = help::ENGINE_PROVISION)]
     Provision(ProvisionArgs),
+    /// Start servers, and keep them for runs to come
+    ///
+    /// Returns when all are ready, or one failed: then none is left. A process for each engine keeps its servers:
+    /// one that ends is started again. Runs whose engine is declared in the same way use them.
+    #[command(after_long_help = help::ENGINE_UP)]
+    Up(UpArgs),
+    /// Show the servers that are up
+    #[command(after_long_help = help::ENGINE_STATUS)]
+    Status(StatusArgs),
+    /// Stop servers once no run has a request in flight there
+    ///
+    /// They take no new requests from now on. When requests are still in flight at the deadline, nothing is stopped
+    /// and the servers take requests again.
+    #[command(after_long_help = help::ENGINE_DRAIN)]
+    Drain(DrainArgs),
+    /// Put other servers in the place of those that are up
+    ///
+    /// Prepares what the file declares now, drains the servers, and starts the new ones. When these do not become
+    /// ready, the old ones are started again.
+    #[command(after_long_help = help::ENGINE_RELOAD)]
+    Reload(ReloadArgs),
+    /// Stop servers now
+    ///
+    /// Nothing of them is left but logs. Runs that use them start their own, and ask again what was in flight.
+    #[command(after_long_help = help::ENGINE_DOWN)]
+    Down(DownArgs),
+    /// Show what servers wrote
+    Logs(LogsArgs),
 }
 
 /// The engines of a file.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct PoolsArgs {
     /// A chain file, or an engines file
     pub(crate) file: PathBuf,
@@ -272,6 +306,116 @@ pub(crate) struct ProvisionArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) engines: PoolsArgs,
+    /// Keep them in this process, until Ctrl-C or SIGTERM: for systemd and containers
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Stop servers that no run has used for so long [default: never]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// This is the process that keeps a pool, and a command waits for it
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) detached: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Only the engines of this chain or engines file, also those that are not up
+    pub(crate) file: Option<PathBuf>,
+    /// Only the engine of this name; may be repeated
+    #[arg(long = "pool", value_name = "ID")]
+    pub(crate) pools: Vec<String>,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl StatusArgs {
+    /// The engines of its file.
+    pub(crate) fn pools_args(&self) -> PoolsArgs {
+        PoolsArgs {
+            file: self.file.clone().unwrap_or_default(),
+            pools: self.pools.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The engine; may be repeated
+    #[arg(long = "pool", value_name = "ID", required = true)]
+    pub(crate) pools: Vec<String>,
+    /// How long to wait for requests in flight
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub(crate) deadline: Duration,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// The chain or engines file that declares it [default: as it was when it was started]
+    pub(crate) file: Option<PathBuf>,
+    /// The engine
+    #[arg(long, value_name = "ID")]
+    pub(crate) pool: String,
+    /// How long to wait for requests in flight
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub(crate) deadline: Duration,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl ReloadArgs {
+    /// The engine of its file.
+    pub(crate) fn pools_args(&self, file: &std::path::Path) -> PoolsArgs {
+        PoolsArgs {
+            file: file.to_owned(),
+            pools: vec![self.pool.clone()],
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    /// The engine; may be repeated
+    #[arg(long = "pool", value_name = "ID", required_unless_present = "all")]
+    pub(crate) pools: Vec<String>,
+    /// All engines that are up
+    #[arg(long, conflicts_with = "pools")]
+    pub(crate) all: bool,
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The engine
+    #[arg(long, value_name = "ID")]
+    pub(crate) pool: String,
+    /// Only this server of it, from 0
+    #[arg(long, value_name = "N")]
+    pub(crate) replica: Option<u32>,
+    /// How many of the last lines
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) tail: usize,
+    /// Go on showing what comes, until Ctrl-C
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Print a JSON object per line, for programs
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -7,15 +7,16 @@ use serde_json::Value;
 
 use super::args::{Global, RunArgs};
 use super::inspect::tree_options;
-use super::{Exit, explain_error, printer::Printer, turns};
+use super::{Exit, explain_error, printer::Printer};
 use crate::engine::broker::Broker;
+use crate::engine::client::adapter;
 use crate::engine::client::address;
 use crate::event::{EventSender, counted};
 use crate::node::ahead::{Ahead, CHILDREN, Preview};
 use crate::node::answer::{Answers, NoAnswers};
 use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
-use crate::plan::{NodeKind, Plan, explain};
+use crate::plan::{EngineIx, NodeKind, Plan, explain};
 use crate::source::{Input, Position};
 use crate::spec::EngineSpec;
 
@@ -26,7 +27,7 @@ const ROWS: u64 = 3;
 pub(super) fn dry_run(
     args: &RunArgs,
     global: &Global,
-    plan: Arc<Plan>,
+    (plan, sets): (Arc<Plan>, &[Vec<EngineIx>]),
     input: &dyn Input,
     printer: Printer,
 ) -> Exit {
@@ -36,10 +37,14 @@ pub(super) fn dry_run(
         ..spec.clone()
     });
     let specs: Vec<EngineSpec> = specs.collect();
-    let broker = match Broker::new(&specs, EventSender::none()) {
-        Ok(broker) => Arc::new(broker),
-        Err(error) => return usage(printer, &explain_error(&error)),
-    };
+    let mut broker = Broker::empty(EventSender::none());
+    for spec in &specs {
+        broker = match adapter(spec) {
+            Ok(engine) => broker.with_engine(&spec.name, engine, spec.concurrency, spec.engine_wait),
+            Err(error) => return usage(printer, &explain_error(&error)),
+        };
+    }
+    let broker = Arc::new(broker);
     let answers: Arc<dyn Answers> = Arc::new(NoAnswers);
     let steps = plan.nodes.iter().map(|node| match &node.kind {
         NodeKind::Step(step) => Step::new(node, step, broker.clone(), answers.clone()),
@@ -58,7 +63,7 @@ pub(super) fn dry_run(
         Ok(source) => source,
         Err(error) => return usage(printer, &explain_error(&error)),
     };
-    let mut text = explain::tree_in_turns(&plan, tree_options(global), &turns::sets(&plan));
+    let mut text = explain::tree_in_turns(&plan, tree_options(global), sets);
     let mut rows = 0;
     loop {
         match source.next_chunk(1, usize::MAX) {
@@ -115,7 +120,7 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
 
 /// A request as HTTP would carry it, but pretty, and with every secret taken out.
 fn request(spec: &EngineSpec, body: &[u8]) -> String {
-    let mut out = format!("POST {}\n", shown(&address(spec)));
+    let mut out = format!("POST {}\n", shown(&address(&located(spec))));
     out += "content-type: application/json\n";
     for (name, _) in &spec.headers {
         out += &format!("{}: ***\n", name.to_ascii_lowercase());
@@ -128,6 +133,18 @@ fn request(spec: &EngineSpec, body: &[u8]) -> String {
     out += &pretty.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
     out.push('\n');
     out
+}
+
+/// An engine with the address that it will have: of one that is started by us the port may be open.
+fn located(spec: &EngineSpec) -> EngineSpec {
+    if !spec.is_launched() {
+        return spec.clone();
+    }
+    let port = spec
+        .launch
+        .port
+        .map_or("PORT".to_owned(), |port| port.to_string());
+    spec.at(format!("http://{}:{port}", spec.launch.host))
 }
 
 /// An address; what it may carry besides host and path may be a secret.

@@ -6,10 +6,12 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::args::{ChainArgs, EnginesArgs};
+use super::engine::own::{Own, own};
 use super::{Exit, compile, printer::Printer};
 use crate::engine::client::probe::{Health, State, key_is_set, probe};
+use crate::engine::provision::Machine;
 use crate::plan::{NodeKind, Plan};
-use crate::spec::{ChainInput, Concurrency, EngineDecl, EngineSpec, Problems, Sources, load};
+use crate::spec::{ChainInput, Concurrency, EngineDecl, EngineSpec, Problems, Resources, Sources, load};
 
 /// Asks every declared engine for its state and shows them. Engines that do not answer are no error.
 pub(crate) fn engines(args: &EnginesArgs, printer: Printer) -> Exit {
@@ -17,7 +19,7 @@ pub(crate) fn engines(args: &EnginesArgs, printer: Printer) -> Exit {
         Ok(chain) => chain.plan,
         Err(exit) => return exit,
     };
-    let declared = declared(&args.chain);
+    let (declared, resources) = declared(&args.chain);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -28,18 +30,20 @@ pub(crate) fn engines(args: &EnginesArgs, printer: Printer) -> Exit {
     };
     let probes = declared.iter().map(|engine| async {
         match &engine.spec {
-            Some(spec) => Some(probe(spec, args.timeout).await),
-            None => None,
+            Some(spec) if !spec.is_launched() => Some(probe(spec, args.timeout).await),
+            _ => None,
         }
     });
     let health = runtime.block_on(join_all(probes));
     let users = users(&plan);
+    let owned = owned(&declared, &resources);
     let rows: Vec<Row<'_>> = declared
         .iter()
         .zip(&health)
         .map(|(engine, health)| Row {
             engine,
             health: health.as_ref(),
+            own: owned.get(engine.name.value.as_str()),
             users: users.get(engine.name.value.as_str()).map_or(&[], Vec::as_slice),
         })
         .collect();
@@ -55,7 +59,7 @@ pub(crate) fn engines(args: &EnginesArgs, printer: Printer) -> Exit {
 }
 
 /// Every engine of the chain and of the engines files, used or not.
-fn declared(args: &ChainArgs) -> Vec<EngineDecl> {
+fn declared(args: &ChainArgs) -> (Vec<EngineDecl>, Resources) {
     let input = ChainInput {
         path: args.chain.clone(),
         text: None,
@@ -64,7 +68,22 @@ fn declared(args: &ChainArgs) -> Vec<EngineDecl> {
     };
     // What is wrong with the chain has been told when it was compiled.
     let spec = load(&input, &mut Sources::default(), &mut Problems::default());
-    spec.map(|spec| spec.engines).unwrap_or_default()
+    spec.map(|spec| (spec.engines, spec.resources))
+        .unwrap_or_default()
+}
+
+/// The states of engines that chainette starts, by name.
+fn owned<'a>(declared: &'a [EngineDecl], resources: &Resources) -> HashMap<&'a str, Own> {
+    let specs = declared.iter().filter_map(|engine| engine.spec.as_ref());
+    let specs: Vec<&EngineSpec> = specs.filter(|spec| spec.is_launched()).collect();
+    if specs.is_empty() {
+        return HashMap::new();
+    }
+    let machine = Machine::look();
+    let owned = specs
+        .into_iter()
+        .map(|spec| (spec.name.as_str(), own(spec, resources, &machine)));
+    owned.collect()
 }
 
 /// The Steps of each engine.
@@ -85,6 +104,8 @@ struct Row<'a> {
     engine: &'a EngineDecl,
     /// None for an engine that this version does not serve.
     health: Option<&'a Health>,
+    /// For one that chainette starts.
+    own: Option<&'a Own>,
     users: &'a [&'a str],
 }
 
@@ -100,7 +121,11 @@ impl Row<'_> {
             self.engine.name.value.clone(),
             of(|spec| spec.backend.as_str().to_owned()),
             of(|spec| spec.model.clone()),
-            of(EngineSpec::shown_endpoint),
+            match self.own {
+                None => of(EngineSpec::shown_endpoint),
+                Some(own) if own.urls.is_empty() => "-".to_owned(),
+                Some(own) => own.urls.join(", "),
+            },
             of(|spec| match spec.concurrency {
                 Concurrency::Auto => "auto".to_owned(),
                 Concurrency::Fixed(n) => n.to_string(),
@@ -117,6 +142,10 @@ impl Row<'_> {
 
     /// The state with what is known beside it.
     fn state(&self) -> String {
+        if let Some(own) = self.own {
+            let reason = own.reason.iter().map(|reason| format!(": {reason}"));
+            return own.state.to_owned() + &reason.collect::<String>();
+        }
         let Some(health) = self.health else {
             let reason = self
                 .unsupported()
@@ -156,7 +185,7 @@ impl Row<'_> {
             "name": self.engine.name.value,
             "backend": spec.map(|spec| spec.backend.as_str()),
             "model": spec.map(|spec| &spec.model),
-            "endpoint": spec.map(EngineSpec::shown_endpoint),
+            "endpoint": spec.filter(|spec| !spec.is_launched()).map(EngineSpec::shown_endpoint),
             "concurrency": spec.map(|spec| match spec.concurrency {
                 Concurrency::Auto => json!("auto"),
                 Concurrency::Fixed(n) => json!(n),
@@ -165,9 +194,16 @@ impl Row<'_> {
             "api_key_set": key.map(key_is_set),
             "used_by": self.users,
         });
-        let state = match self.health {
-            None => json!({"state": "not supported", "reason": self.unsupported()}),
-            Some(health) => json!({
+        let state = match (self.health, self.own) {
+            (_, Some(own)) => json!({
+                "state": own.state,
+                "reason": own.reason,
+                "urls": own.urls,
+                "version": own.version,
+                "slots": own.slots,
+            }),
+            (None, None) => json!({"state": "not supported", "reason": self.unsupported()}),
+            (Some(health), None) => json!({
                 "state": health.state.as_str(),
                 "reason": health.reason,
                 "version": health.version,

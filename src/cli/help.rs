@@ -99,6 +99,9 @@ States:
   unauthorised   wants another API key, or one at all
   model unknown  serves other models
   unclear        answers, but not in the way its backend does
+  not running    chainette starts it when a row needs it
+  missing        chainette would start it, and cannot: it says what is missing
+Engines that `engine up` keeps are ready, starting, draining or failed.
 
 Exit codes:
   0  the table was shown, whatever it says
@@ -172,3 +175,55 @@ Exit codes:
   0    everything is there
   1    something could not be fetched, or is not what it should be
   2    something is missing, or the file has problems; nothing was written";
+
+pub(crate) const ENGINE_UP: &str = "\
+Examples:
+  chainette engine up chain.yaml
+      start the servers of a chain's engines; runs of the chain then use them
+  chainette engine up engines.yaml --pool small --idle-timeout 30min
+      one of them, until no run has used it for half an hour
+  chainette engine up engines.yaml --foreground
+      the same in this process, for systemd and containers; SIGTERM stops the servers
+
+What is up already stays as it is. Their files are in XDG_STATE_HOME/chainette/engines
+(~/.local/state/chainette/engines), for this user only; everything listens on loopback unless `host` says otherwise.
+
+Exit codes:
+  0  all are ready; with --foreground: stopped
+  1  one failed, or is up with other settings; nothing that this command started is left
+  2  something is missing, or the file has problems; nothing was started";
+
+pub(crate) const ENGINE_STATUS: &str = "\
+States:
+  ready     takes requests
+  starting  is being started, or started again
+  draining  takes no new requests
+  failed    ended or did not start; it is tried again after a while
+  stale     whoever kept it was killed; it is cleaned up now
+  down      is declared by FILE and not up: a run starts its own
+
+Exit codes:
+  0  the table was shown, whatever it says
+  2  the file has problems";
+
+pub(crate) const ENGINE_DRAIN: &str = "\
+Exit codes:
+  0  stopped, or not up before
+  1  requests were still in flight at the deadline: it serves on";
+
+pub(crate) const ENGINE_RELOAD: &str = "\
+Examples:
+  chainette engine reload chain.yaml --pool small
+      with the settings that the file has now
+  chainette engine reload --pool small
+      with the settings it has: a fresh process
+
+Exit codes:
+  0  the new servers are ready
+  1  they are not; the old ones serve on, or again
+  2  something is missing, or the file has problems; nothing was touched";
+
+pub(crate) const ENGINE_DOWN: &str = "\
+Exit codes:
+  0  stopped, or not up before
+  1  one could not be stopped";

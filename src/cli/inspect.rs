@@ -19,7 +19,7 @@ pub(crate) fn inspect(args: &InspectArgs, global: &Global, printer: Printer) -> 
         return check_rows(args, input, compiled.plan, printer);
     }
     let plan = &compiled.plan;
-    let sets = turns::sets(plan);
+    let sets = turns::expected(plan);
     let text = match args.format {
         InspectFormat::Tree => explain::tree_in_turns(plan, tree_options(global), &sets),
         InspectFormat::Dot => explain::dot_in_turns(plan, &sets),

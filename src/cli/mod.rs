@@ -101,6 +101,8 @@ fn perform(command: &Command, global: &Global, printer: Printer) -> Exit {
         Command::Verify(args) => verify::verify(args, printer),
         Command::Engines(args) => engines::engines(args, printer),
         Command::Engine(args) => engine::engine(args, printer),
+        Command::Warmup(args) => engine::warmup(args, printer),
+        Command::Kill(args) => engine::kill(args, printer),
         Command::Diff(args) => diff::diff(args, global, printer),
         Command::Clean(args) => clean::clean(args, printer),
         Command::Init(args) => init::init(args, printer),

@@ -104,6 +104,16 @@ impl Printer {
         }
     }
 
+    /// An event: a line of text, if it is worth one; with `--json-logs` the event.
+    pub(crate) fn report(self, text: Option<&str>, event: &serde_json::Value) {
+        match (self.json, text) {
+            (true, _) if self.quiet => {}
+            (true, _) => say_in_time(event.to_string()),
+            (false, Some(text)) => self.notice(text),
+            (false, None) => {}
+        }
+    }
+
     /// An error, on stderr; with `--json-logs` as a JSON line.
     pub(crate) fn error(self, text: &str) {
         say_in_time(if self.json {

@@ -8,7 +8,7 @@ use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
 use super::{Exit, compile, csv_types, explain_error, turns};
-use crate::engine::broker::Broker;
+use crate::engine::broker::stage::Stage;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
 use crate::report::{summary, thousands};
@@ -47,14 +47,16 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
     if let Some(message) = csv_types::misfits(&plan, input.csv.as_deref()) {
         printer.warning(&message);
     }
-    if let Err(exit) = super::engine::planned(&plan.engines, &plan.resources, printer) {
-        return exit;
-    }
+    let engines = match super::engine::planned(&plan.engines, &plan.resources, printer) {
+        Ok(engines) => engines,
+        Err(exit) => return exit,
+    };
+    let sets = turns::sets(&plan, &engines);
     if args.dry_run {
-        return super::dry_run::dry_run(args, global, plan, &*input.input, printer);
+        return super::dry_run::dry_run(args, global, (plan, &sets), &*input.input, printer);
     }
     if std::io::stderr().is_terminal() {
-        printer.notice(&tree(&plan, global, columns().unwrap_or(80)));
+        printer.notice(&tree(&plan, &sets, global, columns().unwrap_or(80)));
     }
     let dispatcher = match Dispatcher::start(vec![report(global)]) {
         Ok(dispatcher) => dispatcher,
@@ -64,10 +66,11 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         }
     };
     let events = dispatcher.events();
-    let broker = match Broker::new(&plan.engines, events.clone()) {
+    let broker = match engines.broker(&plan.engines, events.clone()) {
         Ok(broker) => {
             let recent = global.verbose.then(Recent::default);
-            Arc::new(broker.with_recent(recent).with_stage(turns::stage(&plan)))
+            let stage = (!sets.is_empty()).then(|| Arc::new(Stage::new(sets)));
+            Arc::new(broker.with_recent(recent).with_stage(stage))
         }
         Err(error) => {
             printer.error(&explain_error(&error));
@@ -78,6 +81,8 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         batch_size: args.batch_size.map_or(plan.batch_size, |rows| rows as usize),
         graph: explain::graph_json(&plan),
         chain_digest: compiled.digest,
+        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
+        plan,
         input: input.input,
         out: args.out.clone(),
         existing: match (args.overwrite, args.resume) {
@@ -94,7 +99,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         flattened: !args.no_flattened,
         limit: args.limit,
         ledger: !args.no_ledger,
-        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
         errors: match (args.fail_fast, args.max_errors) {
             (true, _) => ErrorLimit::FailFast,
             (false, Some(MaxErrors::Rows(rows))) => ErrorLimit::Rows(rows),
@@ -102,7 +106,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, None) => ErrorLimit::Hopeless,
         },
         signals: Some(signals),
-        plan,
     };
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {

@@ -5,9 +5,8 @@ use std::io::IsTerminal;
 use super::args::Global;
 use super::inspect::tree_options;
 use super::printer::is_colourful;
-use super::turns;
 use crate::event::Report;
-use crate::plan::{Plan, explain, explain::TreeOptions};
+use crate::plan::{EngineIx, Plan, explain, explain::TreeOptions};
 use crate::report::{Bars, JsonLogs, Plain, Quiet, Style, can_draw, speaks_unicode};
 
 /// How screens are drawn on stderr, as the flags, the environment and the terminal say. A log file is
@@ -39,7 +38,7 @@ pub(super) fn columns() -> Option<usize> {
 }
 
 /// The chain as a tree for the terminal: its signs, its width.
-pub(super) fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
+pub(super) fn tree(plan: &Plan, sets: &[Vec<EngineIx>], global: &Global, columns: usize) -> String {
     let style = style(global);
     let options = TreeOptions {
         no_icons: !style.icons,
@@ -47,5 +46,5 @@ pub(super) fn tree(plan: &Plan, global: &Global, columns: usize) -> String {
         width: Some(columns.saturating_sub(1)),
         ..tree_options(global)
     };
-    explain::tree_in_turns(plan, options, &turns::sets(plan)) + "\n"
+    explain::tree_in_turns(plan, options, sets) + "\n"
 }

@@ -1,25 +1,27 @@
 //! Which engines of a chain can be loaded at the same time.
 
-use std::sync::Arc;
-
-use crate::engine::broker::stage::Stage;
+use super::engine::Planned;
+use crate::engine::broker::stage;
 use crate::failpoint;
 use crate::plan::{EngineIx, Plan};
 
 /// The engines that are loaded together, set by set; none where all of them fit together.
-pub(super) fn sets(plan: &Plan) -> Vec<Vec<EngineIx>> {
-    let named = failpoint::sets().unwrap_or_default();
-    let index = |name: &String| {
-        let at = plan.engines.iter().position(|engine| engine.name == *name)?;
-        Some(EngineIx(at))
+pub(super) fn sets(plan: &Plan, planned: &Planned) -> Vec<Vec<EngineIx>> {
+    let sets = match failpoint::sets() {
+        Some(named) => {
+            let index = |name: &String| {
+                let at = plan.engines.iter().position(|engine| engine.name == *name)?;
+                Some(EngineIx(at))
+            };
+            let sets = named.iter().map(|set| set.iter().filter_map(index).collect());
+            sets.filter(|set: &Vec<_>| !set.is_empty()).collect()
+        }
+        None => stage::sets(&planned.needs(), planned.budget()),
     };
-    let sets = named.iter().map(|set| set.iter().filter_map(index).collect());
-    let sets: Vec<Vec<EngineIx>> = sets.filter(|set: &Vec<_>| !set.is_empty()).collect();
     if sets.len() < 2 { Vec::new() } else { sets }
 }
 
-/// What decides which set is loaded; none where all engines fit together.
-pub(super) fn stage(plan: &Plan) -> Option<Arc<Stage>> {
-    let sets = sets(plan);
-    (!sets.is_empty()).then(|| Arc::new(Stage::new(sets)))
+/// The same for a look at a chain, on a machine that may not have what it takes to run it.
+pub(super) fn expected(plan: &Plan) -> Vec<Vec<EngineIx>> {
+    sets(plan, &Planned::as_far_as_known(&plan.engines, &plan.resources))
 }

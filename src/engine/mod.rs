@@ -7,6 +7,7 @@ pub mod broker;
 pub mod client;
 pub mod provision;
 pub mod supervise;
+pub mod warm;
 mod custom;
 pub mod runaway;
 

@@ -3,7 +3,7 @@
 pub mod preview;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};

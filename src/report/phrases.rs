@@ -193,6 +193,11 @@ pub(super) fn node_name(node: &NodeInfo) -> String {
     }
 }
 
+/// The line for an event of an engine, where nothing else is watched.
+pub(crate) fn engine_line(event: &Event) -> Option<String> {
+    News::default().line(event, &Progress::default())
+}
+
 /// Turns changes into lines; of failures only the first of each kind and place, and that there are more.
 #[derive(Debug, Default)]
 pub(super) struct News {

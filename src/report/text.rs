@@ -64,7 +64,7 @@ pub(crate) fn duration(seconds: f64) -> String {
 }
 
 /// A span of time in whole seconds, for what is drawn again and again: `0 s`, `12 s`, `3m 20s`.
-pub(super) fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     if seconds < 59.5 {
         return format!("{} s", seconds.round() as u64);
     }

@@ -68,7 +68,8 @@ use session::{Ended, Session};
 /// Nothing was run: OUT is another run's, an engine cannot be set up, the input cannot be read.
 pub fn run_to_end(config: RunConfig) -> Result<Outcome, RunError> {
     let events = EventSender::none();
-    let broker = Broker::new(&config.plan.engines, events.clone()).map_err(RunError::Setup)?;
+    let plan = &config.plan;
+    let broker = Broker::planned(&plan.engines, &plan.resources, events.clone()).map_err(RunError::Setup)?;
     run(config, Arc::new(broker), &events, &StatusLine::default())
 }
 

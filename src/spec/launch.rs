@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How a server that chainette starts is to run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Launch {
     /// The folder that relative paths of `model` and `binary` start at: that of the declaring file.
     pub folder: PathBuf,
@@ -72,6 +72,25 @@ impl Default for Launch {
             reasoning_parser: None,
             deterministic: false,
         }
+    }
+}
+
+impl std::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The values of variables may be secrets, and so may those of flags that are not known here.
+        let env: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("Launch")
+            .field("folder", &self.folder)
+            .field("binary", &self.binary)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("replicas", &self.replicas)
+            .field("devices", &self.devices)
+            .field("flags", &self.flags.len())
+            .field("env", &env)
+            .field("memory", &self.memory)
+            .field("deterministic", &self.deterministic)
+            .finish_non_exhaustive()
     }
 }
 

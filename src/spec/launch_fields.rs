@@ -44,6 +44,9 @@ pub(crate) const MEMORY: &[&str] = &["ram", "vram"];
 /// Ends of the names of environment variables that hold secrets.
 pub(crate) const SECRET_ENV: &[&str] = &["_TOKEN", "_KEY", "_SECRET", "_PASSWORD"];
 
+/// Flags of the servers that are followed by a secret.
+pub(crate) const SECRET_FLAGS: &[&str] = &["--api-key", "--hf-token", "-hft"];
+
 /// Most servers of one engine.
 const MOST_REPLICAS: i64 = 1024;
 
@@ -269,6 +272,13 @@ fn flags(fields: &Fields<'_>, problems: &mut Problems) -> Vec<String> {
 fn check_flag(flag: &Text, problems: &mut Problems) -> bool {
     if flag.value.contains('\0') {
         problems.add(Code::BadValue, flag.span, "a flag cannot hold a NUL character");
+        return false;
+    }
+    let bare = flag.value.split(['=', ' ']).next().unwrap_or_default();
+    if SECRET_FLAGS.contains(&bare) {
+        problems
+            .add(Code::BadValue, flag.span, "a secret must not stand in a chain")
+            .help("name the environment variable that holds the server's key with `api_key_env`");
         return false;
     }
     // `--ctx-size 4096` as one item: no shell will take it apart.

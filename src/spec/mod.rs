@@ -35,7 +35,7 @@ pub(crate) mod accepted {
         ATTACHED, BACKENDS, FIELDS as ENGINE, MODEL, POOL, SECRET_HEADERS, TIMEOUT,
         UNSERVED as ENGINE_UNSERVED,
     };
-    pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV};
+    pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV, SECRET_FLAGS};
     pub(crate) use super::steps::{APPLY, BRANCH, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP};
 }
 

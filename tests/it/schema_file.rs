@@ -353,6 +353,8 @@ fn schema_and_loader_judge_values_alike() {
         started(json!({"host": "-h"})),
         started(json!({"binary": ""})),
         started(json!({"flags": "--x"})),
+        started(json!({"flags": ["--api-key", "sk-1"]})),
+        started(json!({"flags": ["-t", 1, "--api-key=sk-1"]})),
         started(json!({"env": ["A=1"]})),
         started(json!({"env": {"A=B": 1}})),
         started(json!({"env": {"hf_Token": "x"}})),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chainette::engine::broker::{Broker, Budget, MemoryLedger, Server};
+use chainette::engine::broker::{Broker, Budget, MemoryLedger, Prepare};
 use chainette::engine::provision::{Mode, Need, PreparedEngine};
 use chainette::engine::supervise::{Policy, Supervisor};
 use chainette::engine::{CallError, Reply, Stop};
@@ -66,11 +66,9 @@ fn with(broker: Broker, name: &str, replicas: &[&'static [&'static str]], ram: u
             ram,
             vram: Vec::new(),
         };
-        let own = need.clone();
-        Server {
-            prepare: Arc::new(move |_| Ok(prepared(&name, at, flags, own.clone()))),
-            need,
-        }
+        Arc::new(move |_: &dyn Fn(&str) -> std::ops::ControlFlow<()>| {
+            Ok(prepared(&name, at, flags, need.clone()))
+        }) as Arc<Prepare>
     });
     broker
         .with_servers(&spec, servers.collect())

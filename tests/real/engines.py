@@ -164,11 +164,13 @@ def ask(*command: str) -> str:
 
 def crashes() -> None:
     """A server is killed three times; no row is lost, and nothing is left."""
-    run = Run(write("branches", branches()), 150, "crashes")
+    run = Run(write("branches", branches()), 600, "crashes")
     for n in range(3):
         run.further(2000)
-        victims = until("two servers", lambda: servers() if len(servers()) == 2 else None)
-        os.kill(sorted(victims)[n % 2], signal.SIGKILL)
+        # Ready ones: each has left its handoff.
+        folder = run.out / ".chainette" / "engines"
+        ready = until("two servers", lambda: found if len(found := sorted(folder.glob("*.json"))) == 2 else None)
+        os.kill(json.loads(ready[n % 2].read_text())["pid"], signal.SIGKILL)
         until("crash told", lambda: len(run.events("engine_crashed")) == n + 1)
     run.finish()
     nothing_left(run.out)
@@ -177,7 +179,7 @@ def crashes() -> None:
 def killed() -> None:
     """chainette itself is killed; its servers go with it, and the same command goes on."""
     chain = write("branches", branches())
-    run = Run(chain, 150, "killed")
+    run = Run(chain, 300, "killed")
     run.further(4000)
     ports = list(servers().values())
     assert len(ports) == 2, ports
@@ -187,7 +189,7 @@ def killed() -> None:
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)), f"port {port} is still served"
-    again = Run(chain, 150, "killed")
+    again = Run(chain, 300, "killed")
     again.finish()
     nothing_left(again.out)
 

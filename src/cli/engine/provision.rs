@@ -1,20 +1,17 @@
 //! `chainette engine provision`.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::super::args::ProvisionArgs;
 use super::super::{Exit, printer::Printer};
-use super::{declared, list, state_folder};
+use super::{columns, declared, list};
 use crate::engine::provision::{
-    Machine, Missing, Need, Plan, PreparedEngine, Progress, attach, bytes, plan_all, prepare,
+    Machine, Missing, Need, Plan, PreparedEngine, Telling, attach, bytes, plan_all, prepare,
 };
+use crate::engine::warm::WarmFolder;
 use crate::spec::EngineSpec;
-
-/// Between two lines about one file.
-const PACE: Duration = Duration::from_secs(2);
 
 /// Fetches and verifies what engines need, unless it is to be a look only; shows how they would be started.
 pub(super) fn provision(args: &ProvisionArgs, printer: Printer) -> Exit {
@@ -85,17 +82,19 @@ fn external(spec: &EngineSpec) -> Shown {
 }
 
 fn prepare_all(specs: &[EngineSpec], plans: &[Option<Plan>], printer: Printer) -> Result<Vec<Shown>, String> {
-    let state = state_folder()?;
+    let state = WarmFolder::locate()?.facts();
     let mut all = Vec::new();
     for (spec, plan) in specs.iter().zip(plans) {
         let Some(plan) = plan else {
             all.push(external(spec));
             continue;
         };
-        let mut teller = Teller::new(&spec.name, printer);
+        let mut told = Telling::default();
         for replica in 0..spec.launch.replicas {
             let prepared = prepare(plan, replica, &state, &mut |progress| {
-                teller.hear(progress);
+                if let Some(line) = told.line(progress) {
+                    printer.notice(&format!("{}: {line}", spec.name));
+                }
                 ControlFlow::Continue(())
             });
             all.push(Shown {
@@ -105,46 +104,6 @@ fn prepare_all(specs: &[EngineSpec], plans: &[Option<Plan>], printer: Printer) -
         }
     }
     Ok(all)
-}
-
-/// Tells of progress, not too often.
-struct Teller<'a> {
-    engine: &'a str,
-    printer: Printer,
-    last: Option<Instant>,
-}
-
-impl<'a> Teller<'a> {
-    fn new(engine: &'a str, printer: Printer) -> Self {
-        let last = None;
-        Self {
-            engine,
-            printer,
-            last,
-        }
-    }
-
-    fn hear(&mut self, progress: Progress<'_>) {
-        let part = |done: u64, total: u64| match total {
-            0 => String::new(),
-            _ => format!(": {} of {}", bytes(done), bytes(total)),
-        };
-        let (text, pressing) = match progress {
-            Progress::Downloading { file, done, total } => {
-                (format!("fetching {file}{}", part(done, total)), false)
-            }
-            Progress::Retrying { file, why } => (format!("trying again to fetch {file}: {why}"), true),
-            Progress::Waiting { file } => (format!("waiting for another process that fetches {file}"), false),
-            Progress::Verifying { file, done, total } => (
-                format!("verifying {}{}", file.display(), part(done, total)),
-                false,
-            ),
-        };
-        if pressing || self.last.is_none_or(|last| last.elapsed() >= PACE) {
-            self.last = Some(Instant::now());
-            self.printer.notice(&format!("{}: {text}", self.engine));
-        }
-    }
 }
 
 /// A table of the servers, the whole command lines below it, and what a person should know.
@@ -267,31 +226,6 @@ fn memory(need: &Need) -> String {
             .map(|(device, size)| format!("{} of GPU {device}", bytes(*size))),
     );
     parts.join(", ")
-}
-
-/// Columns as wide as their widest cell.
-fn columns(lines: &[Vec<String>]) -> String {
-    let count = lines.first().map_or(0, Vec::len);
-    let width = |at: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(at));
-        cells
-            .map(|cell| console::measure_text_width(cell))
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    let mut out = String::new();
-    for line in lines {
-        let mut text = String::new();
-        for (cell, width) in line.iter().zip(&widths) {
-            let gap = width.saturating_sub(console::measure_text_width(cell)) + 2;
-            text += cell;
-            text += &" ".repeat(gap);
-        }
-        out += text.trim_end();
-        out.push('\n');
-    }
-    out
 }
 
 fn shown_json(engines: &[Shown], missing: &[Missing], budget: &Need) -> String {

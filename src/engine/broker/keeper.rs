@@ -2,6 +2,8 @@
 //!
 //! A keeper is a task. It owns the server and the memory booked for it; the gate only hears whether there is one.
 
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::{Instant, interval, sleep_until};
@@ -9,14 +11,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
 use super::memory::{Booking, MemoryLedger};
+use super::orders::{Drained, Post, Sharing};
 use crate::engine::client::watched;
-use crate::engine::provision::{Need, PreparedEngine};
+use crate::engine::provision::PreparedEngine;
 use crate::engine::supervise::{Breaker, Failed, Ready, Restarts, Supervisor};
 use crate::event::{Event, EventSender};
 use crate::spec::EngineSpec;
 
-/// Prepares a server anew: what it needs may be gone, and its port taken. It may take long (a download), and tells of it.
-pub type Prepare = dyn Fn(&dyn Fn(String)) -> Result<PreparedEngine, String> + Send + Sync;
+/// Prepares a server anew: what it needs may be gone, and its port taken. It may take long (a download): it tells of that,
+/// an empty text for no news, and ends when the answer is `Break`.
+pub type Prepare = dyn Fn(&dyn Fn(&str) -> ControlFlow<()>) -> Result<PreparedEngine, String> + Send + Sync;
 
 /// One server of an engine, and all it takes to run it.
 pub(super) struct Keeper {
@@ -25,16 +29,17 @@ pub(super) struct Keeper {
     pub(super) at: usize,
     pub(super) spec: Arc<EngineSpec>,
     pub(super) prepare: Arc<Prepare>,
-    pub(super) need: Need,
     pub(super) supervisor: Supervisor,
     pub(super) memory: MemoryLedger,
     pub(super) events: EventSender,
     /// The end of the run.
     pub(super) stop: CancellationToken,
+    /// Who else may use the server, or whose may be used.
+    pub(super) shares: Sharing,
 }
 
 /// Why there is no server.
-enum Over {
+pub(super) enum Over {
     /// The run is over.
     Stopped,
     /// We let it go; a row that waits has it started again.
@@ -51,29 +56,35 @@ enum Over {
 
 impl Keeper {
     /// Keeps the server until the run is over; then nothing of it is left.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(self, mut post: Post) {
         let mut restarts = Restarts::new(self.supervisor.policy());
         let mut wanted = !self.spec.launch.lazy;
+        let always = self.shares.always();
         let mut failed: Option<String> = None;
         loop {
             if !wanted {
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => return,
+                    order = post.order() => if order.absent().await { return } else { continue },
                     () = self.gate.wanted() => {}
                 }
             }
-            wanted = false;
-            let over = self.life(&mut restarts, failed.as_deref()).await;
+            wanted = always;
+            let over = self.life(&mut restarts, failed.as_deref(), &mut post).await;
             match over {
                 Over::Stopped => return,
-                Over::Hopeless(why) => return self.gate.dead(self.at, &why),
+                Over::Hopeless(why) => {
+                    post.gives_up(&why);
+                    return self.gate.dead(self.at, &why);
+                }
                 Over::Released => failed = None,
                 Over::Failed { why, explained } => {
                     let until = self.next_start(restarts.failed(Instant::now().into_std(), explained), &why);
                     tokio::select! {
                         biased;
                         () = self.stop.cancelled() => return,
+                        order = post.order() => if order.absent().await { return },
                         () = sleep_until(until) => {}
                     }
                     failed = Some(why);
@@ -103,12 +114,24 @@ impl Keeper {
     }
 
     /// One life of the server: from room in memory to its end.
-    async fn life(&self, restarts: &mut Restarts, failed: Option<&str>) -> Over {
+    async fn life(&self, restarts: &mut Restarts, failed: Option<&str>, post: &mut Post) -> Over {
+        let reason = match failed {
+            None => "starting".to_owned(),
+            Some(why) => format!("starting again; before, {why}"),
+        };
+        self.gate.absent(self.at, "being prepared", true);
+        let prepared = match self.prepared().await {
+            Ok(prepared) => prepared,
+            Err(over) => return over,
+        };
+        if let Some(over) = self.attached(&prepared.spec_digest, post).await {
+            return over;
+        }
         self.gate.absent(self.at, "waiting for room in memory", false);
         let booking = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Over::Stopped,
-            booking = self.memory.book(&self.gate, &self.need) => booking,
+            booking = self.memory.book(&self.gate, &prepared.need) => booking,
         };
         let Some(booking) = booking else {
             return Over::Hopeless("needs more memory than `resources` has".to_owned());
@@ -117,32 +140,46 @@ impl Keeper {
             // Whoever waited has gone, or another server was quicker.
             return Over::Released;
         }
-        match self.start(failed).await {
-            Err(over) => over,
+        self.gate.absent(self.at, "starting", true);
+        self.tell_starting(&self.events, reason);
+        match self.supervisor.start(prepared, &self.stop).await {
             Ok(ready) => {
                 restarts.ready(Instant::now().into_std());
-                self.serve(ready, &booking).await
+                self.serve(ready, &booking, post).await
+            }
+            Err(_) if self.stop.is_cancelled() => Over::Stopped,
+            Err(failure) => {
+                self.tell_crash(in_short(&failure), 0, &failure.log);
+                self.tell_log(&failure.log_tail);
+                if failure.stillborn && failed.is_none() {
+                    return Over::Hopeless(in_full(&failure));
+                }
+                Over::Failed {
+                    why: in_short(&failure),
+                    explained: false,
+                }
             }
         }
     }
 
-    /// Prepares and starts the server.
-    async fn start(&self, failed: Option<&str>) -> Result<Ready, Over> {
-        let reason = match failed {
-            None => "starting".to_owned(),
-            Some(why) => format!("starting again; before, {why}"),
-        };
-        self.gate.absent(self.at, "starting", true);
-        self.tell_starting(&self.events, reason);
+    /// All that a start needs.
+    pub(super) async fn prepared(&self) -> Result<PreparedEngine, Over> {
         let (prepare, events) = (Arc::clone(&self.prepare), self.events.clone());
-        let (engine, replica) = (self.gate.name().to_owned(), self.replica());
+        let (engine, replica, stop) = (self.gate.name().to_owned(), self.replica(), self.stop.clone());
         let work = tokio::task::spawn_blocking(move || {
-            prepare(&|reason| {
-                events.send(Event::EngineStarting {
-                    engine: engine.clone(),
-                    replica,
-                    reason,
-                });
+            prepare(&|news| {
+                if stop.is_cancelled() {
+                    return ControlFlow::Break(());
+                }
+                if !news.is_empty() {
+                    let (engine, reason) = (engine.clone(), news.to_owned());
+                    events.send(Event::EngineStarting {
+                        engine,
+                        replica,
+                        reason,
+                    });
+                }
+                ControlFlow::Continue(())
             })
         });
         let prepared = tokio::select! {
@@ -150,29 +187,15 @@ impl Keeper {
             () = self.stop.cancelled() => return Err(Over::Stopped),
             prepared = work => prepared,
         };
-        let prepared = match prepared {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(why)) => return Err(Over::Hopeless(format!("cannot be prepared: {why}"))),
-            Err(_) => return Err(Over::Hopeless("cannot be prepared: a bug of ours".to_owned())),
-        };
-        match self.supervisor.start(prepared, &self.stop).await {
-            Ok(ready) => Ok(ready),
-            Err(_) if self.stop.is_cancelled() => Err(Over::Stopped),
-            Err(failure) => {
-                self.tell_log(&failure.log_tail);
-                if failure.stillborn && failed.is_none() {
-                    return Err(Over::Hopeless(in_full(&failure)));
-                }
-                Err(Over::Failed {
-                    why: in_short(&failure),
-                    explained: false,
-                })
-            }
+        match prepared {
+            Ok(Ok(prepared)) => Ok(prepared),
+            Ok(Err(why)) => Err(Over::Hopeless(format!("cannot be prepared: {why}"))),
+            Err(_) => Err(Over::Hopeless("cannot be prepared: a bug of ours".to_owned())),
         }
     }
 
     /// Watches a server that is ready, until it is not.
-    async fn serve(&self, mut ready: Ready, booking: &Booking) -> Over {
+    async fn serve(&self, mut ready: Ready, booking: &Booking, post: &mut Post) -> Over {
         let progress = ready.progress();
         let engine = match watched(&self.spec.at(ready.url()), move || progress.seen()) {
             Ok(engine) => engine,
@@ -194,10 +217,19 @@ impl Keeper {
                 biased;
                 () = self.stop.cancelled() => {
                     self.gate.drain(self.at);
-                    self.release(ready, "the run is over").await;
+                    let why = if self.shares.always() { "asked for" } else { "the run is over" };
+                    self.release(ready, why).await;
                     return Over::Stopped;
                 }
                 exit = ready.ended() => return self.ended(ready, exit.to_string(), false).await,
+                order = post.order() => {
+                    match self.drained(ready, order).await {
+                        Drained::Stopped => return Over::Stopped,
+                        Drained::Ended => return Over::Released,
+                        Drained::Serves(same) => ready = *same,
+                    }
+                    continue;
+                }
                 why = &mut hang => return self.ended(ready, why, true).await,
                 by = booking.evict.asked() => Some(format!("makes room for {by}")),
                 _ = look.tick() => {
@@ -232,13 +264,7 @@ impl Keeper {
         let in_flight = self.gate.in_flight(self.at);
         // First of all: those whose connections break want to know why.
         let explained = self.gate.crashed(self.at, &why);
-        self.events.send(Event::EngineCrashed {
-            engine: self.gate.name().to_owned(),
-            replica: self.replica(),
-            reason: why.clone(),
-            in_flight,
-            log: ready.log().display().to_string(),
-        });
+        self.tell_crash(why.clone(), in_flight, ready.log());
         self.tell_log(&ready.log_tail());
         if hangs {
             ready.kill().await;
@@ -248,15 +274,25 @@ impl Keeper {
         Over::Failed { why, explained }
     }
 
-    fn replica(&self) -> u32 {
+    pub(super) fn replica(&self) -> u32 {
         u32::try_from(self.at).unwrap_or(u32::MAX)
     }
 
-    fn tell_starting(&self, events: &EventSender, reason: String) {
+    pub(super) fn tell_starting(&self, events: &EventSender, reason: String) {
         events.send(Event::EngineStarting {
             engine: self.gate.name().to_owned(),
             replica: self.replica(),
             reason,
+        });
+    }
+
+    fn tell_crash(&self, reason: String, in_flight: usize, log: &Path) {
+        self.events.send(Event::EngineCrashed {
+            engine: self.gate.name().to_owned(),
+            replica: self.replica(),
+            reason,
+            in_flight,
+            log: log.display().to_string(),
         });
     }
 

@@ -28,6 +28,16 @@ impl Budget {
         needs.into_iter().all(|need| left.take(need))
     }
 
+    /// Takes away what somebody else uses of it, as far as there is as much.
+    pub(crate) fn lessen(&mut self, need: &Need) {
+        self.ram = self.ram.saturating_sub(need.ram);
+        for (device, bytes) in &need.vram {
+            if let Some(free) = self.vram.get_mut(device) {
+                *free = free.saturating_sub(*bytes);
+            }
+        }
+    }
+
     /// Takes a need away; false when there is not as much.
     fn take(&mut self, need: &Need) -> bool {
         let mut left = self.clone();

@@ -3,10 +3,13 @@
 //! Each engine has one gate. It bounds the requests in flight, and it closes when the engine cannot
 //! take work, so that an outage costs waiting time and never a row.
 
+mod attached;
 mod gate;
 mod keeper;
+mod launching;
 mod lease;
 mod memory;
+mod orders;
 pub mod pace;
 mod place;
 pub mod rate;
@@ -15,8 +18,10 @@ mod suspects;
 mod tending;
 
 pub use keeper::Prepare;
+pub use launching::preparation;
 pub use lease::Lease;
 pub use memory::{Budget, MemoryLedger};
+pub use orders::{ServerState, ServerView, Sharing};
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +30,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::client::adapter;
-use crate::engine::provision::Need;
 use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::{EventSender, Exchange, Recent, Retrying, Switching};
@@ -33,6 +37,7 @@ use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
 use keeper::Keeper;
+use orders::Orders;
 use pace::Pace;
 use place::Place;
 use rate::Rate;
@@ -56,15 +61,9 @@ pub struct Broker {
     keepers: TaskTracker,
     /// The end of the keepers.
     ended: CancellationToken,
-}
-
-/// A server that is ours to run.
-#[derive(Clone)]
-pub struct Server {
-    /// Makes its preparation.
-    pub prepare: Arc<Prepare>,
-    /// What it takes of the machine.
-    pub need: Need,
+    /// How servers are shared with other processes.
+    shares: Sharing,
+    orders: Orders,
 }
 
 /// A server with its place.
@@ -73,7 +72,7 @@ struct Kept {
     gate: Arc<Gate>,
     at: usize,
     spec: Arc<EngineSpec>,
-    server: Server,
+    prepare: Arc<Prepare>,
 }
 
 /// What one engine is doing, for progress lines.
@@ -148,6 +147,8 @@ impl Broker {
             memory: MemoryLedger::new(Budget::default()),
             keepers: TaskTracker::new(),
             ended: CancellationToken::new(),
+            shares: Sharing::Own,
+            orders: Orders::default(),
         }
     }
 
@@ -162,7 +163,7 @@ impl Broker {
     ///
     /// # Errors
     /// As for [`Broker::new`].
-    pub fn with_servers(mut self, spec: &EngineSpec, servers: Vec<Server>) -> Result<Self, SetupError> {
+    pub fn with_servers(mut self, spec: &EngineSpec, servers: Vec<Arc<Prepare>>) -> Result<Self, SetupError> {
         let places = servers.iter().map(|_| {
             let pace = Pace::new(spec.concurrency, None);
             Place::new(None, true, pace)
@@ -176,11 +177,11 @@ impl Broker {
             self.events.clone(),
         );
         let spec = Arc::new(spec.clone());
-        let kept = servers.into_iter().enumerate().map(|(at, server)| Kept {
+        let kept = servers.into_iter().enumerate().map(|(at, prepare)| Kept {
             gate: Arc::clone(&gate),
             at,
             spec: Arc::clone(&spec),
-            server,
+            prepare,
         });
         self.servers.extend(kept);
         self.put(gate);
@@ -195,14 +196,15 @@ impl Broker {
                 gate: Arc::clone(&kept.gate),
                 at: kept.at,
                 spec: Arc::clone(&kept.spec),
-                prepare: Arc::clone(&kept.server.prepare),
-                need: kept.server.need.clone(),
+                prepare: Arc::clone(&kept.prepare),
                 supervisor: supervisor.clone(),
                 memory: self.memory.clone(),
                 events: self.events.clone(),
                 stop: self.ended.clone(),
+                shares: self.shares.clone(),
             };
-            self.keepers.spawn(keeper.run());
+            let post = self.orders.to(kept.gate.name(), kept.at);
+            self.keepers.spawn(keeper.run(post));
         }
     }
 

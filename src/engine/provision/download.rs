@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
@@ -13,6 +13,7 @@ use super::hub::{self, Snapshot, is_commit};
 use super::machine::HubSettings;
 use super::prepare::{PrepareError, Progress, Tell};
 use super::reference::{HubReference, is_inside};
+use super::transfer::{Word, apart, fetch_file};
 use super::weights::{ggufs, listed, parts};
 use crate::spec::Backend;
 
@@ -24,8 +25,6 @@ const STALLED: Duration = Duration::from_secs(120);
 const TRIES: u32 = 5;
 /// Before the second try; each further one waits twice as long.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Bytes between two reports.
-const STEP: u64 = 1 << 20;
 
 /// The model of a reference, fetched: its version and what a server is given of it.
 pub(super) fn fetch(
@@ -69,18 +68,6 @@ struct Fetching<'a> {
     hub: &'a HubSettings,
     of: &'a HubReference,
     state: &'a Path,
-}
-
-/// What a thread that fetches says.
-enum Word {
-    /// So much is there now, of so much.
-    Bytes(u64, u64),
-    /// The end.
-    Listed(Result<hf_hub::api::RepoInfo, ApiError>),
-    /// The end: where it lies, how large it must be.
-    Fetched(Result<(PathBuf, u64), ApiError>),
-    /// The end: the hub's answer makes no sense.
-    Nonsense(String),
 }
 
 /// Why a try brought nothing.
@@ -239,7 +226,8 @@ impl Fetching<'_> {
                 return Ok(());
             }
             let (api, repo, name) = (api.clone(), repo.clone(), file.to_owned());
-            let words = apart(move |say| fetch_file(&api, repo, &name, say));
+            let cache = self.hub.cache.clone().unwrap_or_default();
+            let words = apart(move |say| fetch_file(&api, &Cache::new(cache), repo, &name, say));
             let (path, size) = match self.listen(&words, file, tell)? {
                 Word::Fetched(result) => result.map_err(|error| self.judge(error, Some(file)))?,
                 Word::Nonsense(what) => return Err(Failed::Ever(trouble(what, "check HF_ENDPOINT"))),
@@ -435,84 +423,4 @@ fn discard(link: &Path) {
             tracing::debug!(path = %path.display(), %error, "not removed");
         }
     }
-}
-
-/// Does something that cannot be ended from outside on a thread of its own: nobody waits for it longer than they like.
-fn apart(work: impl FnOnce(Say) + Send + 'static) -> Receiver<Word> {
-    let (say, words) = sync_channel(16);
-    std::thread::spawn(move || {
-        work(Say {
-            say,
-            total: 0,
-            done: 0,
-            told: 0,
-        });
-    });
-    words
-}
-
-/// The thread's end of it.
-struct Say {
-    say: SyncSender<Word>,
-    total: u64,
-    done: u64,
-    told: u64,
-}
-
-impl Say {
-    fn end(&self, word: Word) {
-        // Whoever asked may not care any more.
-        let _gone = self.say.send(word);
-    }
-
-    fn bytes(&mut self) {
-        self.told = self.done;
-        if self.say.send(Word::Bytes(self.done, self.total)).is_err() {
-            // Nobody listens any more. There is no other way out of a transfer than to unwind from it.
-            std::panic::resume_unwind(Box::new("nobody waits for this file"));
-        }
-    }
-}
-
-/// How far a transfer is.
-struct Transfer<'a>(&'a mut Say);
-
-impl hf_hub::api::Progress for Transfer<'_> {
-    fn init(&mut self, size: usize, _: &str) {
-        self.0.total = size as u64;
-        self.0.done = 0;
-        self.0.bytes();
-    }
-
-    fn update(&mut self, size: usize) {
-        self.0.done += size as u64;
-        if self.0.done - self.0.told >= STEP {
-            self.0.bytes();
-        }
-    }
-
-    fn finish(&mut self) {
-        self.0.bytes();
-    }
-}
-
-/// On the thread: asks what the file is, and fetches it.
-fn fetch_file(api: &Api, repo: Repo, file: &str, mut say: Say) {
-    let of = api.repo(repo);
-    let meta = match api.metadata(&of.url(file)) {
-        Ok(meta) => meta,
-        Err(error) => return say.end(Word::Fetched(Err(error))),
-    };
-    // Both become names of files.
-    let etag = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    if !is_commit(meta.commit_hash()) || meta.etag().is_empty() || !meta.etag().bytes().all(etag) {
-        return say.end(Word::Nonsense(format!(
-            "the hub's answer about `{file}` names no content: commit {:?}, etag {:?}",
-            meta.commit_hash(),
-            meta.etag()
-        )));
-    }
-    let size = meta.size() as u64;
-    let fetched = of.download_with_progress(file, Transfer(&mut say));
-    say.end(Word::Fetched(fetched.map(|path| (path, size))));
 }

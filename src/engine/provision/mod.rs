@@ -19,6 +19,8 @@ mod prepare;
 mod prepared;
 mod reference;
 mod remembered;
+mod telling;
+mod transfer;
 mod weights;
 
 pub use gguf::{Gguf, GgufError};
@@ -29,3 +31,4 @@ pub use port::free_port;
 pub use prepare::{PrepareError, Progress, Tell, attach, prepare};
 pub use prepared::{Mode, Need, PreparedEngine};
 pub use reference::{HubReference, Reference};
+pub use telling::Telling;

@@ -362,13 +362,16 @@ fn gpus(spec: &EngineSpec, machine: &Machine) -> Result<Vec<Gpu>, Trouble> {
                 let there: Vec<String> = machine.gpus.iter().map(|gpu| gpu.index.to_string()).collect();
                 let (there, how) = match there.is_empty() {
                     true => (
-                        format!("none: {}", why()),
+                        format!("there is none: {}", why()),
                         "leave `devices` out, or make them visible here",
                     ),
-                    false => (there.join(", "), "correct `devices`: `nvidia-smi` lists them"),
+                    false => (
+                        format!("there are GPUs {}", there.join(", ")),
+                        "correct `devices`: `nvidia-smi` lists them",
+                    ),
                 };
                 return Err((
-                    format!("`devices` names GPU {}, and there is {there}", lost.join(", ")),
+                    format!("`devices` names GPU {}, and {there}", lost.join(", ")),
                     how.to_owned(),
                 ));
             }

@@ -27,6 +27,22 @@ pub struct Need {
     pub vram: Vec<(u32, u64)>,
 }
 
+impl Need {
+    /// What so many of the same take.
+    #[must_use]
+    pub fn times(&self, n: u32) -> Self {
+        let all = |bytes: u64| bytes.saturating_mul(u64::from(n));
+        Self {
+            ram: all(self.ram),
+            vram: self
+                .vram
+                .iter()
+                .map(|(device, bytes)| (*device, all(*bytes)))
+                .collect(),
+        }
+    }
+}
+
 /// One replica of an engine, prepared: it has no way to become a process by itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreparedEngine {

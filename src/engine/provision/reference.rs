@@ -86,12 +86,12 @@ fn hub(whole: &str, rest: &str) -> Result<HubReference, (String, String)> {
     };
     let file = parts.next();
     for (part, what) in [
-        (org, "organisation"),
-        (repo, "repository"),
-        (revision, "revision"),
+        (org, "an organisation"),
+        (repo, "a repository"),
+        (revision, "a revision"),
     ] {
         if !is_name(part) {
-            return Err(wrong(&format!("`{part}` is no name of a {what}")));
+            return Err(wrong(&format!("`{part}` is no name of {what}")));
         }
     }
     if let Some(file) = file

@@ -1,6 +1,5 @@
 //! What a server says of itself, asked briefly over HTTP. Nothing is generated.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -210,43 +209,6 @@ fn said(status: u16, body: &[u8]) -> String {
 }
 
 /// A server's text, safe to show.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(VERSION).collect()
-}
-
-/// What the program says to `--version`: its first line with a digit, or none within that time. The program runs
-/// on the calling thread's time.
-pub(super) fn version_of(binary: &Path, patience: Duration) -> Option<String> {
-    use std::io::Read as _;
-    use std::os::unix::process::CommandExt as _;
-    use std::process::{Command, Stdio};
-    let (mut said, pipe) = std::io::pipe().ok()?;
-    let mut command = Command::new(binary);
-    command
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(pipe.try_clone().ok()?)
-        .stderr(pipe)
-        .process_group(0);
-    let mut child = command.spawn().ok()?;
-    drop(command);
-    let (done, ended) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let _broken = said.by_ref().take(1 << 16).read_to_end(&mut text);
-        let _late = done.send(text);
-    });
-    let text = ended.recv_timeout(patience).ok();
-    // Whatever it started is in its group, which has its number until it is waited for.
-    if let Some(group) = super::processes::as_pid(child.id()) {
-        let _gone = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
-    }
-    let _status = child.wait();
-    let _joined = reader.join();
-    let text = text?;
-    let text = String::from_utf8_lossy(&text);
-    let line = text
-        .lines()
-        .find(|line| line.chars().any(|c| c.is_ascii_digit()))?;
-    Some(plain(line.trim())).filter(|line| !line.is_empty())
 }

@@ -31,6 +31,9 @@ pub enum Cause {
     /// It could not be made a process.
     #[error("could not be started: {0}")]
     NotStarted(String),
+    /// Its guard could not do its work.
+    #[error("could not be guarded: {0}")]
+    Guard(String),
     /// Another living process has a server of this name in this folder.
     #[error("runs already: PID {pid}, started by PID {owner}")]
     Busy {
@@ -207,6 +210,9 @@ const ADVICE: &[(&[&str], &str)] = &[
     (TAKEN, "its port is taken: set another `port`, or none"),
 ];
 
+/// What to do about another server of the same name.
+const OTHER: &str = "end the other one, or use another folder";
+
 /// One line of advice, from why it failed and what it wrote last.
 pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
     let lines: Vec<String> = lines.iter().map(|line| line.to_lowercase()).collect();
@@ -223,8 +229,14 @@ pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
         )),
         Cause::PortTaken { .. } => Some("set `port` to a free one, or leave it out"),
         Cause::NotStarted(why) => by_error(&why.to_lowercase()),
-        Cause::Busy { .. } => Some("end the other one, or use another folder"),
-        Cause::Files(_) => Some("check the rights and the space of that folder"),
+        Cause::Guard(why) if why.contains("the guard") || why.contains("does not start") => Some(
+            "the program that guards servers must be this chainette: set CHAINETTE_GUARD to it, or call `guard_main` first in `main`",
+        ),
+        Cause::Guard(why) if why.contains("another server") => Some(OTHER),
+        Cause::Busy { .. } => Some(OTHER),
+        Cause::Files(_) | Cause::Guard(_) => {
+            Some("check the rights and the space of the folder of its files")
+        }
         Cause::Cancelled => None,
     }
 }
@@ -236,12 +248,8 @@ fn by_error(why: &str) -> Option<&'static str> {
     if why.contains("permission denied") {
         return Some("check the rights of `binary`");
     }
-    if why.contains("exec format") {
-        return Some("`binary` is no program for this machine");
-    }
-    why.contains("its guard").then_some(
-        "the program that guards servers must be this chainette: set CHAINETTE_GUARD to it, or call `guard_main` first in `main`",
-    )
+    let other = why.contains("exec format");
+    other.then_some("`binary` is no program for this machine")
 }
 
 fn by_exit(exit: &Exit, silent: bool) -> Option<&'static str> {

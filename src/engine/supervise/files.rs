@@ -32,11 +32,7 @@ pub(super) struct Files {
 impl Files {
     /// Those of a label, which must not lead out of the folder.
     pub(super) fn new(folder: &Path, label: &str) -> io::Result<Self> {
-        let plain = !label.starts_with('.') && !label.contains(['/', '\0']) && label.len() <= LONGEST;
-        if label.is_empty() || !plain {
-            let wrong = format!("`{label}` cannot be a file's name");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
-        }
+        check_label(label)?;
         let file = |kind: &str| folder.join(format!("{label}.{kind}"));
         Ok(Self {
             pid: file("pid"),
@@ -66,6 +62,35 @@ impl Files {
     }
 }
 
+/// A name that files can carry, and that does not lead out of their folder.
+pub(crate) fn check_label(label: &str) -> io::Result<()> {
+    let plain = !label.starts_with('.') && !label.contains(['/', '\0']) && label.len() <= LONGEST;
+    if label.is_empty() || !plain {
+        let wrong = format!("`{label}` cannot be a file's name");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+    }
+    Ok(())
+}
+
+/// When a living process started, in clock ticks after boot.
+pub(crate) fn start_of(pid: u32) -> Option<u64> {
+    Process::of(pid).map(|process| process.start_time)
+}
+
+/// How long ago a process started, by its start; where the system tells.
+pub(crate) fn age(start_time: u64) -> Option<std::time::Duration> {
+    /// Clock ticks per second in `/proc`, on every Linux there is.
+    const TICKS: f64 = 100.0;
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let up: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    std::time::Duration::try_from_secs_f64(up - start_time as f64 / TICKS).ok()
+}
+
+/// True while the process of this number and start lives.
+pub(crate) fn lives(pid: u32, start_time: u64) -> bool {
+    Process { pid, start_time }.lives()
+}
+
 /// What a PID file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PidFile {
@@ -77,10 +102,12 @@ pub(super) struct PidFile {
     pub(super) guard: Process,
     /// Who had it started.
     pub(super) owner: Process,
+    /// The machine's name.
+    pub(super) host: String,
 }
 
 /// Makes a folder that only we can enter, and refuses another user's.
-pub(super) fn private_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder
         .recursive(true)
@@ -104,11 +131,14 @@ fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
 }
 
 fn foreign() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "it belongs to another user, others may write it, or it is a link",
+    )
 }
 
 /// Replaces a file as a whole: nobody ever sees half of it, and nobody else can read it.
-pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     let new = path.with_added_extension(format!("{}.new", std::process::id()));
@@ -127,17 +157,20 @@ pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
 }
 
 /// Reads a file that we wrote; an error for one that is another user's, a link, or not what it should be.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let file = open_own(path, OpenOptions::new().read(true))?;
     let mut text = Vec::new();
     file.take(MOST).read_to_end(&mut text)?;
     serde_json::from_slice(&text).map_err(|error| at(path)(error.into()))
 }
 
-/// Opens a file of ours, through no link.
-pub(super) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+/// Opens a file of ours, through no link; [`io::ErrorKind::PermissionDenied`] for one that is not ours alone to write.
+pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = options.custom_flags(flags.bits()).open(path)?;
+    let file = options.custom_flags(flags.bits()).open(path).map_err(|error| {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
+        if is_link { at(path)(foreign()) } else { error }
+    })?;
     let meta = file.metadata()?;
     if meta.uid() != geteuid().as_raw() || !meta.is_file() || meta.mode() & 0o022 != 0 {
         return Err(at(path)(foreign()));
@@ -146,7 +179,7 @@ pub(super) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<Fil
 }
 
 /// True for a folder of ours, false where there is none.
-pub(super) fn owned_folder(folder: &Path) -> io::Result<bool> {
+pub(crate) fn owned_folder(folder: &Path) -> io::Result<bool> {
     match fs::metadata(folder) {
         Ok(meta) if meta.uid() == geteuid().as_raw() => Ok(true),
         Ok(_) => Err(at(folder)(foreign())),

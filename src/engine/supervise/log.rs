@@ -1,5 +1,6 @@
 //! A server's log: what it wrote to stdout and stderr, unchanged. Read from its end, put aside when it is long.
 
+use std::ffi::OsStr;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use fs_err::os::unix::fs::OpenOptionsExt as _;
 use fs_err::{self as fs, File, OpenOptions};
 
 use super::files::open_own;
+use crate::engine::provision::PreparedEngine;
 
 /// How far back lines are looked for, in bytes.
 const BACK: u64 = 256 << 10;
@@ -45,17 +47,24 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// The log as it is now: what is written from here on belongs to this start. Values of `env` (and of our own
-    /// environment) whose names say that they are secret are never shown.
-    pub(super) fn from_here(path: &Path, env: &[(String, String)]) -> Self {
-        let own = std::env::vars_os();
-        let own = own.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let secrets = own.chain(env.iter().cloned());
-        let secrets = secrets.filter(|(name, value)| is_secret(name) && value.len() >= SECRET);
+    /// The log as it is now: what is written from here on belongs to this start. Values of the server's environment
+    /// and of ours that are secret, or whose names say so, are never shown.
+    pub(super) fn from_here(path: &Path, prepared: &PreparedEngine) -> Self {
+        let given = |name: &OsStr| {
+            prepared
+                .secrets
+                .iter()
+                .any(|(known, _)| name == OsStr::new(known))
+        };
+        let secrets = std::env::vars_os()
+            .chain(prepared.environment())
+            .filter(|(name, _)| given(name) || is_secret(name))
+            .filter_map(|(_, value)| value.into_string().ok())
+            .filter(|value| value.len() >= SECRET);
         Self {
             path: path.to_owned(),
             from: fs::metadata(path).map_or(0, |meta| meta.len()),
-            secrets: secrets.map(|(_, value)| value).collect(),
+            secrets: secrets.collect(),
         }
     }
 
@@ -101,8 +110,8 @@ impl Log {
 }
 
 /// True for names like `HF_TOKEN`.
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_uppercase();
+fn is_secret(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_uppercase();
     let words = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL"];
     words.iter().any(|word| name.contains(word))
 }

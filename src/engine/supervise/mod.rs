@@ -5,7 +5,7 @@
 mod ask;
 mod exit;
 mod failed;
-mod files;
+pub(crate) mod files;
 mod guard;
 mod handoff;
 mod hang;
@@ -13,6 +13,7 @@ mod log;
 mod policy;
 mod processes;
 mod progress;
+mod readiness;
 mod ready;
 mod restarts;
 mod start;

@@ -2,29 +2,26 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, TcpListener, ToSocketAddrs as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::ask::{About, Ask, Health, version_of};
+use super::ask::{About, Ask};
 use super::failed::{Cause, Failed, advice, says_taken};
 use super::files::{Files, private_folder, replace};
-use super::guard::{self, Guarded, Life, Order};
+use super::guard::{self, Guarded, Order};
 use super::log::Log;
-use super::processes::{Listener, Process, listener};
+use super::processes::Process;
+use super::readiness::{Waiting, over};
 use super::ready::{Parts, Ready};
 use super::sweep::{Found, Running, Swept, clear, running, sweep};
-use super::{Exit, Handoff, Model, Policy, Progress};
+use super::{Handoff, Model, Policy, Progress};
 use crate::engine::provision::{Mode, PreparedEngine};
 use crate::event::{Event, EventSender};
 use crate::spec::Backend;
-
-/// How often a port is looked up in vain in the system's tables before the server is believed.
-const UNSEEN: u32 = 3;
 
 /// Starts servers, keeps their files in one folder, and leaves nothing behind. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,7 +39,7 @@ impl Supervisor {
     ///
     /// Every server runs under a guard process. Guards are started from `$CHAINETTE_GUARD`; else from this program,
     /// if it is `chainette` or called [`guard_main`](super::guard_main) first in its `main`; else from the `chainette`
-    /// beside it or on PATH.
+    /// beside it, one folder up, or on PATH.
     pub fn new(folder: impl Into<PathBuf>, policy: Policy, events: EventSender) -> Self {
         let folder = folder.into();
         Self {
@@ -123,8 +120,8 @@ impl Supervisor {
         prepared: &mut PreparedEngine,
         cancel: &CancellationToken,
     ) -> Result<Ready, Trouble> {
-        let begun = Instant::now();
         let files = self.room_for(prepared).await?;
+        let begun = Instant::now();
         if prepared.port == 0 {
             prepared.port =
                 free_port(&prepared.host).map_err(|error| Trouble::new(Cause::Files(error.to_string())))?;
@@ -133,12 +130,10 @@ impl Supervisor {
         }
         let ask = Ask::new(prepared).map_err(|why| Trouble::new(Cause::NotStarted(why)))?;
         let order = self.order(prepared, &files)?;
-        let log = Log::from_here(&files.log, &prepared.env);
+        let log = Log::from_here(&files.log, prepared);
         let guarded = Guarded::start(&self.program, order).map_err(|error| {
             let program = self.program.display();
-            Trouble::new(Cause::NotStarted(format!(
-                "its guard `{program}` does not start: {error}"
-            )))
+            Trouble::new(Cause::Guard(format!("`{program}` does not start: {error}")))
         })?;
         let mut life = guarded.life();
         let waiting = Waiting {
@@ -146,6 +141,7 @@ impl Supervisor {
             policy: &self.policy,
             guarded: &guarded,
             ask: &ask,
+            program: &self.program,
         };
         let deadline = begun + prepared.startup_timeout;
         let mut last = "nobody listened on its port".to_owned();
@@ -229,16 +225,12 @@ impl Supervisor {
                 "it has an `endpoint`, and is somebody else's to start".to_owned(),
             ))
         })?;
-        let mut env = prepared.env.clone();
-        if let Some(mask) = &prepared.device_mask {
-            env.push(("CUDA_VISIBLE_DEVICES".to_owned(), mask.clone()));
-        }
         Ok(Order {
             version: guard::VERSION,
             nonce: format!("{:032x}", fastrand::u128(..)),
             binary,
             arguments: prepared.arguments(),
-            env,
+            env: prepared.environment(),
             files: files.clone(),
             owner: Process::me(),
             first_term: self.policy.first_term,
@@ -337,98 +329,6 @@ impl Trouble {
     }
 }
 
-/// Resolves when the server, or its guard, has ended.
-async fn over(life: &mut watch::Receiver<Life>) -> Cause {
-    let ended = life.wait_for(|life| life.gone || life.exit.is_some() || life.failed.is_some());
-    match ended.await.as_deref() {
-        Ok(Life {
-            failed: Some(why), ..
-        }) => Cause::NotStarted(why.clone()),
-        Ok(Life { exit: Some(exit), .. }) => Cause::Ended(exit.clone()),
-        _ => Cause::Ended(Exit::Guard("ended".to_owned())),
-    }
-}
-
-/// A server that was just started.
-struct Waiting<'a> {
-    prepared: &'a PreparedEngine,
-    policy: &'a Policy,
-    guarded: &'a Guarded,
-    ask: &'a Ask,
-}
-
-impl Waiting<'_> {
-    /// Until it is ready; `last` is what the last look gave.
-    async fn ready(&self, last: &mut String) -> Result<(Process, About), Cause> {
-        let server = self.server().await;
-        let mut pause = self.policy.poll_first;
-        let mut unseen = 0;
-        loop {
-            let health = self.ask.health(self.policy.health_patience).await;
-            // Whoever answers, it must be ours.
-            let whose = match health {
-                Health::Ready | Health::NotYet(_) => self.listener().await,
-                Health::Nobody | Health::Silent => Listener::Unseen,
-            };
-            match (health, whose) {
-                (Health::Ready | Health::NotYet(_), Listener::Other) => {
-                    return Err(Cause::PortTaken {
-                        port: self.prepared.port,
-                        tries: 1,
-                    });
-                }
-                (Health::Ready, Listener::Unseen) if unseen < UNSEEN => unseen += 1,
-                (Health::Ready, _) => return Ok((server, self.about().await)),
-                (Health::NotYet(said), _) => *last = said,
-                (Health::Nobody, _) => *last = "nobody listened on its port".to_owned(),
-                (Health::Silent, _) => *last = "it did not answer /health".to_owned(),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(self.policy.poll_most);
-        }
-    }
-
-    /// The process, once there is one.
-    async fn server(&self) -> Process {
-        let mut life = self.guarded.life();
-        let started = life.wait_for(|life| life.server.is_some()).await;
-        match started.ok().and_then(|life| life.server) {
-            Some(server) => server,
-            // Then its end is heard elsewhere.
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Whether it is the server, or a process of its, that listens.
-    async fn listener(&self) -> Listener {
-        let (host, port) = (self.prepared.host.clone(), self.prepared.port);
-        let tree = self.guarded.tree();
-        let looking = tokio::task::spawn_blocking(move || {
-            let mut found = Listener::Unseen;
-            for address in addresses(&host) {
-                match listener(address, port, &tree) {
-                    Listener::Unseen => {}
-                    Listener::Other => return Listener::Other,
-                    known => found = known,
-                }
-            }
-            found
-        });
-        looking.await.unwrap_or(Listener::Untold)
-    }
-
-    /// What it says of itself; its version, if need be, as its program says it.
-    async fn about(&self) -> About {
-        let patience = self.policy.health_patience;
-        let mut about = self.ask.about(patience).await;
-        if let (None, Some(binary)) = (&about.version, self.prepared.binary.clone()) {
-            let asking = tokio::task::spawn_blocking(move || version_of(&binary, patience));
-            about.version = asking.await.ok().flatten();
-        }
-        about
-    }
-}
-
 /// True when `/metrics` should be there.
 fn wants_metrics(prepared: &PreparedEngine) -> bool {
     match prepared.protocol() {
@@ -436,18 +336,6 @@ fn wants_metrics(prepared: &PreparedEngine) -> bool {
         Some(Backend::Vllm | Backend::Tgi) => true,
         _ => false,
     }
-}
-
-/// Where requests to a host go.
-fn addresses(host: &str) -> Vec<IpAddr> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = (host, 0).to_socket_addrs().into_iter().flatten();
-    let found = found.map(|address| match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    });
-    found.collect()
 }
 
 /// A port that nobody listens on just now.

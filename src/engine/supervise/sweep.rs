@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::files::{Files, PidFile, open_own, owned_folder, read};
 use super::guard::end_marked;
-use super::processes::Process;
+use super::processes::{Process, host};
 use super::{Handoff, Policy};
 
 /// What a guard may take beyond its times to end a server.
@@ -65,19 +65,26 @@ pub(super) fn clear(files: &Files, policy: &Policy) -> io::Result<Found> {
         let pid_file = pid_file(files)?;
         let lock = lock(files)?;
         let known = pid_file.as_ref().map(|file| (file.guard, file.owner));
-        let guarded = matches!(lock, Lock::Held) || known.is_some_and(|(guard, _)| guard.lives());
-        match known {
-            _ if !guarded => return Ok(remove(files, pid_file)),
-            // One of ours may just be ending: it was dropped, and not waited for.
-            Some((guard, owner)) if owner.lives() && (owner != Process::me() || Instant::now() > until) => {
-                let (guard, owner) = (guard.pid, owner.pid);
-                return Ok(Found::Kept { guard, owner });
-            }
-            // Its owner died: it is about to end its server, and then itself.
-            Some((guard, _)) if Instant::now() > until => guard.signal(Signal::SIGKILL),
-            // Just being started.
-            None if Instant::now() > until => return Ok(Found::Kept { guard: 0, owner: 0 }),
-            _ => {}
+        let held = matches!(lock, Lock::Held);
+        if !held && !known.is_some_and(|(guard, _)| guard.lives()) {
+            return Ok(remove(files, pid_file));
+        }
+        let late = Instant::now() > until;
+        // Of another machine nothing can be seen but that the lock is held. One of our own may just be ending: it was
+        // dropped, and not waited for.
+        let elsewhere = pid_file.is_some_and(|file| file.host != host());
+        let owned = known.is_some_and(|(_, owner)| owner.lives() && owner != Process::me());
+        if elsewhere
+            || owned
+            || Instant::now() > until + SLACK
+            || (late && known.is_none_or(|it| it.1.lives()))
+        {
+            let (guard, owner) = known.map_or((0, 0), |(guard, owner)| (guard.pid, owner.pid));
+            return Ok(Found::Kept { guard, owner });
+        }
+        // Its owner died, and it does not end its server.
+        if let (true, Some((guard, _))) = (late, known) {
+            guard.signal(Signal::SIGKILL);
         }
         drop(lock);
         std::thread::sleep(AGAIN);

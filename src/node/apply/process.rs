@@ -14,6 +14,8 @@ use nix::unistd::Pid;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::{Instant, sleep};
 
+use crate::engine::supervise::Exit;
+
 /// A line of a worker's log is cut here.
 const MAX_LOG_LINE: usize = 8 << 10;
 /// How long a worker may take to end by itself once its input has ended.
@@ -106,7 +108,7 @@ impl Process {
         // Its last words may still be on their way.
         sleep(LOOK).await;
         let status = self.group.bury();
-        by_itself.then(|| status.map_or_else(|| "ended".to_owned(), describe))
+        by_itself.then(|| status.map_or_else(|| "ended".to_owned(), |status| Exit::from(status).to_string()))
     }
 }
 
@@ -180,19 +182,6 @@ fn guard(worker: u32, label: &Path) -> Option<Child> {
             tracing::warn!(%error, "no shell to guard a worker: after a `kill -9` it ends only with its input");
             None
         }
-    }
-}
-
-/// "exited with status 1", "was killed by signal 11 (SIGSEGV)".
-fn describe(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt as _;
-    if let Some(code) = status.code() {
-        return format!("exited with status {code}");
-    }
-    let signal = status.signal().unwrap_or_default();
-    match Signal::try_from(signal) {
-        Ok(known) => format!("was killed by signal {signal} ({known})"),
-        Err(_) => format!("was killed by signal {signal}"),
     }
 }
 

@@ -381,7 +381,11 @@ pub(super) const ENGINE: &[Key] = &[
     (
         "flags",
         "Flags passed on to the server, one list item per argument; they win over chainette's own.",
-        || json!({"type": "array", "items": def("text")}),
+        || {
+            let secrets = crate::spec::accepted::SECRET_FLAGS.join("|");
+            let secret = json!({"pattern": format!("^({secrets})([= ]|$)"), "type": "string"});
+            json!({"type": "array", "items": {"allOf": [def("text"), {"not": secret}]}})
+        },
     ),
     (
         "env",

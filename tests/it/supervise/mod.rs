@@ -1,6 +1,10 @@
 //! Servers under their guards: the fake engine, started through the library, with the real command as guard.
 
 mod ends;
+mod hanging;
+mod kills;
+mod pure;
+mod starts;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{BINARY, listing};
+use crate::harness::{BINARY, listing, until};
 
 /// The fake engine's program.
 fn fake_engine() -> PathBuf {
@@ -69,6 +73,7 @@ impl Yard {
             lead: Vec::new(),
             flags: flags.into_iter().map(str::to_owned).collect(),
             env: Vec::new(),
+            secrets: Vec::new(),
             host: "127.0.0.1".to_owned(),
             port: 0,
             endpoint: None,
@@ -81,7 +86,6 @@ impl Yard {
             startup_timeout: Duration::from_secs(120),
             spec_digest: "digest".to_owned(),
             notes: Vec::new(),
-            secrets: Vec::new(),
         }
     }
 

@@ -19,7 +19,7 @@ use super::meter::Meter;
 /// Twice the requests in flight must get at least this share of twice the work done, on a logarithmic scale.
 const WORTH: f64 = 0.15;
 /// The throughput that fewer in flight may cost, ln.
-const LOSS: f64 = 0.03;
+const LOSS: f64 = 0.02;
 /// The smallest and the largest step between levels, ln.
 const STEP: (f64, f64) = (0.22, std::f64::consts::LN_2);
 /// A trial lasts for so many latencies, and at least so long.
@@ -29,15 +29,22 @@ const EVERY: Duration = Duration::from_secs(3);
 const SELDOM: Duration = Duration::from_secs(48);
 /// A change of throughput at one level is news beyond so many standard errors, and so much, ln.
 const NEWS: (f64, f64) = (3.0, 0.1);
+/// Small deviations to one side add up to news, as far as each is larger than this (a CUSUM chart).
 const SLACK: f64 = 0.75;
+/// A request is worth its tokens and this many: the work of reading it, and all there is where tokens are not told.
+/// Rows with longer replies are no slower a server.
+const PROMPT: f64 = 32.0;
 /// Fewer requests than this are no measurement.
 const FEW: f64 = 12.0;
 
 /// Which level is being measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
+    /// The one that stands.
     Here,
+    /// One with more in flight.
     Above,
+    /// One with fewer.
     Below,
 }
 
@@ -59,8 +66,11 @@ enum Stage {
 /// What a finished request has made of the level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moved {
+    /// It stands where it stood.
     No,
+    /// More in flight got more done.
     Up,
+    /// Fewer in flight got as much done.
     Down,
 }
 
@@ -83,19 +93,23 @@ pub(super) struct Climb {
     below: (usize, Meter),
     /// Where the knee is being looked for with large steps.
     seeking: Option<Trial>,
+    /// By how much throughput fell when it was last forgotten, ln: the knee may have fallen as far.
+    fell: f64,
+    /// How far throughput at this level has drifted up and down, in standard errors beyond [`SLACK`].
+    drift: [f64; 2],
     /// How much more the measurements scatter than chance alone would make them: variance, 1 = a Poisson process.
     scatter: f64,
-    /// Mean latency of the last requests, s, and mean tokens.
+    /// Mean latency of the last requests, s.
     latency: f64,
-    tokens: f64,
     next_above: Option<Instant>,
     next_below: Option<Instant>,
     below_every: Duration,
-    fell: f64,
-    drift: [f64; 2],
+    /// How many more may go with each request that ends, on the way to a level.
+    stride: usize,
 }
 
 impl Climb {
+    /// Begins at a level and looks upwards.
     pub(super) fn new(start: usize, max: usize) -> Self {
         Self {
             base: start,
@@ -111,15 +125,16 @@ impl Climb {
             seeking: Some(Trial::Above),
             scatter: 1.0,
             latency: 0.0,
-            tokens: 0.0,
             next_above: None,
             next_below: None,
             below_every: EVERY,
             fell: 0.0,
             drift: [0.0; 2],
+            stride: 3,
         }
     }
 
+    /// Requests that may be in flight now.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
@@ -132,31 +147,29 @@ impl Climb {
     /// Goes on from another level, and never beyond `max`.
     pub(super) fn restart(&mut self, now: Instant, base: usize, max: usize) {
         self.max = max.max(1);
+        self.stride = 1;
         self.base = base.clamp(1, self.max);
         self.forget();
         self.seeking = None;
         self.next_above = Some(now + self.pause(EVERY, 2.0));
+        self.next_below = Some(now + self.pause(SELDOM, 16.0));
         self.stay();
         self.limit = self.base;
     }
 
-    /// Levels beyond `max` are no longer, or again, allowed.
-    pub(super) fn set_max(&mut self, max: usize) {
+    /// No level beyond `max` is tried; with `go`, the level that stands goes there at once.
+    pub(super) fn set_max(&mut self, max: usize, go: bool) {
         self.max = max.max(self.base);
+        if go && self.trial == Trial::Here && self.base < self.max {
+            self.base = self.max;
+            self.level = self.max;
+            self.limit = self.max;
+        }
     }
 
-    pub(super) fn finished(&mut self, now: Instant, done: &Done) -> Moved {
-        let weight = (2.0 / (self.limit as f64 + 1.0)).clamp(0.02, 0.2);
-        let took = done.took.as_secs_f64();
-        let fade = |mean: f64, value: f64| {
-            if mean > 0.0 {
-                mean + weight * (value - mean)
-            } else {
-                value
-            }
-        };
-        self.latency = fade(self.latency, took);
-        self.tokens = fade(self.tokens, done.tokens as f64);
+    /// A request was answered; `latency` is the mean of the last ones, seconds.
+    pub(super) fn finished(&mut self, now: Instant, done: &Done, latency: f64) -> Moved {
+        self.latency = latency;
         // What holds requests back is not the limit: nothing can be learnt about it.
         let slack = 1 + self.limit / 16;
         if !done.queued || done.in_flight + slack < self.limit {
@@ -169,7 +182,7 @@ impl Climb {
         match self.stage {
             Stage::Moving => {
                 self.limit = match self.trial {
-                    Trial::Above => (self.limit + 3).min(self.level),
+                    Trial::Above => (self.limit + self.stride).min(self.level),
                     Trial::Here | Trial::Below => self.level,
                 };
                 if self.limit == self.level && done.in_flight <= self.level + slack {
@@ -191,16 +204,19 @@ impl Climb {
             Stage::Measuring { since, period, next } => {
                 let mut moved = Moved::No;
                 if now >= next {
-                    self.window.lasted(next.saturating_duration_since(since));
+                    // The last whole one that has passed; of a slow server several may have.
+                    let passed = now.saturating_duration_since(since).as_secs_f64() / period.as_secs_f64();
+                    let lasted = period.mul_f64(passed.floor().max(1.0));
+                    self.window.lasted(lasted);
                     self.stage = Stage::Measuring {
                         since,
                         period,
-                        next: next + period,
+                        next: since + lasted + period,
                     };
-                    moved = self.judge(now, next.saturating_duration_since(since));
+                    moved = self.judge(now, lasted);
                 }
                 if matches!(self.stage, Stage::Measuring { .. }) {
-                    self.window.add(1.0);
+                    self.window.add(PROMPT + done.tokens as f64);
                 }
                 moved
             }
@@ -226,19 +242,24 @@ impl Climb {
         };
     }
 
+    /// Looks at a measurement; it may be too early to say.
     fn judge(&mut self, now: Instant, lasted: Duration) -> Moved {
         if self.window.requests() < FEW {
             return Moved::No;
         }
         let whole = lasted.as_secs_f64() >= self.trial_length();
         match self.trial {
-            Trial::Here => self.judge_here(now, whole),
+            Trial::Here => {
+                self.judge_here(now, whole);
+                Moved::No
+            }
             Trial::Above => self.judge_above(now, whole),
             Trial::Below => self.judge_below(now, whole),
         }
     }
 
-    fn judge_here(&mut self, now: Instant, whole: bool) -> Moved {
+    /// Measured where it stands: remembers it, unless it has changed.
+    fn judge_here(&mut self, now: Instant, whole: bool) {
         let (gain, chance) = self.window.gain(&self.here);
         if chance.is_finite() {
             let z = gain / (chance * self.scatter.sqrt());
@@ -255,18 +276,19 @@ impl Climb {
                 return self.go_on(now);
             }
             if !whole {
-                return Moved::No;
+                return;
             }
             self.drift = drift;
             let raw = (gain / chance).powi(2).min(9.0);
             self.scatter = (self.scatter + 0.1 * (raw - self.scatter)).clamp(0.1, 4.0);
         } else if !whole && self.window.requests() < 2.0 * FEW {
-            return Moved::No;
+            return;
         }
         self.here = self.here.with(&self.window);
         self.go_on(now)
     }
 
+    /// More in flight: it stays when that got more done.
     fn judge_above(&mut self, now: Instant, whole: bool) -> Moved {
         let measured = self.above.1.unless_news(&self.window, self.scatter);
         let (gain, error) = measured.gain(&self.here);
@@ -289,22 +311,23 @@ impl Climb {
             self.above.1 = measured;
             self.seeking = None;
             self.next_above = Some(now + self.pause(EVERY, 2.0));
-            self.next_below.get_or_insert(now + self.pause(EVERY, 8.0));
+            self.next_below.get_or_insert(now + self.pause(2 * EVERY, 16.0));
             self.stay();
         }
         Moved::No
     }
 
+    /// Fewer in flight: it stays when that got as much done.
     fn judge_below(&mut self, now: Instant, whole: bool) -> Moved {
         let measured = self.below.1.unless_news(&self.window, self.scatter);
         let (gain, error) = measured.gain(&self.here);
         let error = error * self.scatter.sqrt();
         let step = (self.base as f64 / self.level as f64).ln();
         // As much as before, and surely not as much less as there are fewer in flight.
-        let certain = gain - 2.0 * error > -0.5 * step;
+        let certain = gain - 2.5 * error > -0.5 * step;
         let seeking = self.seeking.is_some();
         let good = if seeking {
-            gain - error > -0.25 * step || (whole && gain > -0.35 * step)
+            gain - 1.5 * error > -0.3 * step || (whole && gain > -0.1 * step)
         } else {
             certain && gain > -LOSS && (whole || gain - error > -LOSS)
         };
@@ -330,7 +353,7 @@ impl Climb {
     }
 
     /// Chooses what is tried next.
-    fn go_on(&mut self, now: Instant) -> Moved {
+    fn go_on(&mut self, now: Instant) {
         let due = |at: Option<Instant>| at.is_none_or(|at| now >= at);
         let step = self.step();
         let up = ((self.base as f64 * step.exp()).round() as usize)
@@ -375,9 +398,9 @@ impl Climb {
                 self.trial = Trial::Here;
             }
         }
-        Moved::No
     }
 
+    /// Goes to a level, to measure it once it is reached.
     fn try_level(&mut self, trial: Trial, level: usize) {
         self.trial = trial;
         self.level = level;
@@ -390,6 +413,7 @@ impl Climb {
         self.try_level(Trial::Here, self.base);
     }
 
+    /// Nothing that was measured holds any more.
     fn forget(&mut self) {
         self.drift = [0.0; 2];
         self.here = Meter::default();
@@ -412,6 +436,7 @@ impl Climb {
         (3.0 * (2.0 * self.scatter / requests).sqrt()).clamp(STEP.0, STEP.1)
     }
 
+    /// Seconds that a trial lasts at most.
     fn trial_length(&self) -> f64 {
         (TRIAL.0 * self.latency).max(TRIAL.1)
     }

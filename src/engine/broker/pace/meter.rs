@@ -17,6 +17,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// A request that ended, and the work it did.
     pub(super) fn add(&mut self, work: f64) {
         self.work += work;
         self.requests += 1.0;
@@ -27,6 +28,7 @@ impl Meter {
         self.seconds = time.as_secs_f64();
     }
 
+    /// Requests that ended; a fraction where older ones have faded.
     pub(super) fn requests(&self) -> f64 {
         self.requests
     }

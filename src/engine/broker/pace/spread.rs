@@ -2,23 +2,26 @@
 //! pause would otherwise come at once, and be pushed back again.
 //!
 //! It is also what finds a limit of requests per minute that the server does not tell: the rate begins a little below
-//! what was granted, and rises until the server pushes back again.
+//! what was got through, and rises until the server pushes back again.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Cause;
-
-/// The rate after a push-back, as a part of what was granted before, and what it gains each second.
-const BEGIN: f64 = 0.95;
-const GAIN: f64 = 0.02;
-/// After so many seconds without a push-back the rate was too low, and grows by this part each second.
-const PATIENCE: f64 = 10.0;
+/// The rate after a push-back, as a part of what was got through before, and what it gains each second.
+const BEGIN: f64 = 0.92;
+const GAIN: f64 = 0.01;
+/// After so many seconds without a push-back the rate was too low, and grows by this factor each second. Where the
+/// server minds the number in flight, the rate is only there to begin without a rush.
+const PATIENCE: (f64, f64) = (15.0, 2.0);
 const HASTE: f64 = 1.2;
-/// A pause that takes this part of all the time is no accident: the server counts requests per time.
-const PAUSED: f64 = 0.25;
-/// So does one this long.
+/// Below this rate, per second, all of it goes the more slowly: it is requests that tell, not seconds.
+const SLOW: f64 = 5.0;
+/// A push-back so soon after the pause: the rate was far too high.
+const SOON: Duration = Duration::from_secs(2);
+/// Then this part of it is tried, at the second one in a row this, and half from the third on.
+const SOON_PARTS: [f64; 2] = [0.85, 0.7];
+/// A pause this long is part of the server's count of requests per time.
 const LONG: Duration = Duration::from_secs(5);
 /// How far a late timer may be made up for.
 const LATE: Duration = Duration::from_millis(10);
@@ -26,72 +29,89 @@ const LATE: Duration = Duration::from_millis(10);
 /// The rate at which requests go out; none before the first push-back.
 #[derive(Debug, Default)]
 pub(super) struct Spread {
-    /// Requests per second that were granted, and since when the rate goes up from there.
-    granted: Option<(f64, Instant)>,
+    /// Requests per second after the last push-back, and since when it rises from there.
+    base: Option<(f64, Instant)>,
+    /// The next request goes no sooner.
     next: Option<Instant>,
-    /// What was answered since then.
+    /// What was answered since requests went out again, and when that was.
     cycle: Option<(u64, Instant)>,
+    /// Push-backs in a row, each soon after the one before.
+    soon: usize,
     /// A push-back that no request has followed yet: its time and the rate then.
-    pushed: Option<(Instant, f64, Cause)>,
-    /// Whether the rate is to be kept, or only to be reached without a rush.
-    keep: bool,
+    pushed: Option<(Instant, f64)>,
+    /// Seconds before haste.
+    patience: f64,
 }
 
 impl Spread {
+    /// The next request goes no sooner.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
+    /// A request was answered.
     pub(super) fn finished(&mut self) {
         if let Some((done, _)) = &mut self.cycle {
             *done += 1;
         }
     }
 
-    /// `rate`: requests per second that were got through just before.
+    /// The server pushed back. `most`: requests per second by what is in flight; `by_rate`: their number is not
+    /// what the server minds.
     pub(super) fn pushed_back(
         &mut self,
         now: Instant,
         retry_after: Option<Duration>,
-        rate: f64,
-        cause: Cause,
+        most: f64,
+        by_rate: bool,
     ) {
-        self.pushed = Some((now, rate, cause));
+        self.soon = match self.base {
+            Some((_, since)) if by_rate && now < since + SOON => self.soon + 1,
+            _ => 0,
+        };
+        let rate = match self.base {
+            Some((base, since)) if by_rate && now < since + SOON => {
+                base * SOON_PARTS.get(self.soon - 1).copied().unwrap_or(0.5)
+            }
+            Some((base, since)) if by_rate => self.rate(base, since, now) * BEGIN,
+            Some((base, since)) => self.rate(base, since, now).min(most),
+            None => most,
+        };
+        self.patience = if by_rate { PATIENCE.0 } else { PATIENCE.1 };
+        self.pushed = Some((now, rate));
         if let Some(wait) = retry_after {
             self.next = self.next.max(now.checked_add(wait));
         }
     }
 
-    /// `most`: requests per second that the limit lets through.
+    /// A request goes; `most`: requests per second that the limit lets through.
     pub(super) fn released(&mut self, now: Instant, most: f64) {
         let (done, since) = *self.cycle.get_or_insert((0, now));
-        if let Some((pushed, rate, cause)) = self.pushed.take() {
-            let whole = now.saturating_duration_since(since).as_secs_f64().max(1e-3);
-            let pause = now.saturating_duration_since(pushed).as_secs_f64();
-            self.keep = cause == Cause::Rate || pause >= LONG.as_secs_f64();
-            let mean = (done as f64).max(0.5) / whole;
-            let granted = if self.keep && (pause >= PAUSED * whole || whole >= 5.0) {
-                mean
+        if let Some((pushed, rate)) = self.pushed.take() {
+            let base = if now.saturating_duration_since(pushed) >= LONG {
+                (done as f64).max(0.5) / now.saturating_duration_since(since).as_secs_f64()
             } else {
                 rate
             };
-            self.granted = Some((granted.max(1.0 / 3600.0), now));
+            self.base = Some((base.max(0.02), now));
             self.cycle = Some((0, now));
         }
-        let Some((granted, since)) = self.granted else {
-            return;
-        };
-        let age = now.saturating_duration_since(since).as_secs_f64();
-        let patience = if self.keep { PATIENCE } else { 0.0 };
-        let rate = granted * (BEGIN + GAIN * age) * HASTE.powf((age - patience).clamp(0.0, 300.0));
-        if rate > 2.0 * most && age > patience {
+        let Some((base, since)) = self.base else { return };
+        let rate = self.rate(base, since, now);
+        if rate > 2.0 * most {
             // The limit alone holds requests back now.
-            (self.granted, self.next) = (None, None);
+            (self.base, self.next) = (None, None);
             return;
         }
         let from = self
             .next
             .map_or(now, |next| next.max(now.checked_sub(LATE).unwrap_or(now)));
-        self.next = from.checked_add(Duration::from_secs_f64(1.0 / rate.max(1e-4)));
+        self.next = from.checked_add(Duration::from_secs_f64(1.0 / rate));
+    }
+
+    /// Requests per second, that long after a push-back.
+    fn rate(&self, base: f64, since: Instant, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(since).as_secs_f64() / (SLOW / base).clamp(1.0, SLOW);
+        base * (1.0 + GAIN * age) * HASTE.powf((age - self.patience).clamp(0.0, 300.0))
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::super::exit::Exit;
 use super::super::processes::{Process, descendants, marked};
-use super::GUARD;
 use super::order::{KILL, Note, Order, STOP};
+use super::{GUARD, NAME};
 
 /// How long processes that outlived their guard and SIGKILL are waited for.
 const STUCK: Duration = Duration::from_secs(5);
@@ -27,7 +27,9 @@ const SLACK: Duration = Duration::from_secs(15);
 pub(in super::super) struct Life {
     /// The server, once it runs.
     pub(in super::super) server: Option<Process>,
-    /// Why it could not be started, or ended.
+    /// Why its program could not be started.
+    pub(in super::super) refused: Option<String>,
+    /// What its guard could not do.
     pub(in super::super) failed: Option<String>,
     /// How it ended.
     pub(in super::super) exit: Option<Exit>,
@@ -51,32 +53,30 @@ impl Guarded {
     pub(in super::super) fn start(program: &Path, order: Order) -> io::Result<Self> {
         let mut line = serde_json::to_string(&order)?;
         line.push('\n');
-        let mut guard = Command::new(program)
-            .arg0("chainette")
-            .arg(GUARD)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
-        let (said, life) = watch::channel(Life::default());
-        let Some(mut input) = guard.stdin.take() else {
-            return Err(io::Error::other("it has no stdin"));
-        };
-        let process = Process::of(guard.id()).unwrap_or(Process {
-            pid: guard.id(),
-            start_time: 0,
-        });
         let patience = order.first_term + order.second_term + SLACK;
-        // A thread, so that the guard is waited for even when there is no runtime any more.
-        let name = "chainette-guard".to_owned();
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(move || attend(guard, &order, &said))?;
+        let (said, life) = watch::channel(Life::default());
+        let (begun, begins) = mpsc::channel();
+        let program = program.to_owned();
+        // A thread, so that the guard is waited for even when there is no runtime any more; the guard is its child, so
+        // that there is none if there can be no thread.
+        let thread = std::thread::Builder::new().name("chainette-guard".to_owned());
+        thread.spawn(move || match spawn(&program) {
+            Ok((guard, input)) => {
+                let process = Process::of(guard.id()).unwrap_or(Process {
+                    pid: guard.id(),
+                    start_time: 0,
+                });
+                // Nobody hears it if the start was given up; then the pipe is closed, and the guard ends.
+                let _unheard = begun.send(Ok((process, input)));
+                attend(guard, &order, &said);
+            }
+            Err(error) => drop(begun.send(Err(error))),
+        })?;
+        let (guard, mut input) = begins.recv().map_err(io::Error::other)??;
         // One that is dead already is heard of by its silence.
         let _dead = input.write_all(line.as_bytes());
         Ok(Self {
-            guard: process,
+            guard,
             life,
             input: Mutex::new(input),
             patience,
@@ -120,6 +120,22 @@ impl Guarded {
     }
 }
 
+/// Starts a guard's process, and gives the pipe that it listens to.
+fn spawn(program: &Path) -> io::Result<(Child, ChildStdin)> {
+    let mut guard = Command::new(program)
+        .arg0(NAME)
+        .arg(GUARD)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    match guard.stdin.take() {
+        Some(input) => Ok((guard, input)),
+        None => Err(io::Error::other("it has no stdin")),
+    }
+}
+
 /// Listens to a guard until its end, waits for it, and does what it could not do.
 fn attend(mut guard: Child, order: &Order, said: &watch::Sender<Life>) {
     let output = guard.stdout.take().map(BufReader::new);
@@ -131,7 +147,7 @@ fn attend(mut guard: Child, order: &Order, said: &watch::Sender<Life>) {
         match serde_json::from_str(&line) {
             Ok(Note::Gone) => gone = true,
             Ok(note) => said.send_modify(|life| life.hear(note)),
-            Err(_) => said.send_modify(|life| life.failed = Some("its guard talks nonsense".to_owned())),
+            Err(_) => said.send_modify(|life| life.failed = Some("the guard talks nonsense".to_owned())),
         }
     }
     let status = guard.wait();
@@ -144,9 +160,6 @@ fn attend(mut guard: Child, order: &Order, said: &watch::Sender<Life>) {
     }
     said.send_modify(|life| {
         let how = status.map_or_else(|_| "is gone".to_owned(), |status| Exit::from(status).to_string());
-        if !gone && life.failed.is_none() && life.server.is_none() {
-            life.failed = Some(format!("its guard {how}"));
-        }
         life.exit.get_or_insert(Exit::Guard(how));
         life.gone = true;
     });
@@ -156,6 +169,7 @@ impl Life {
     fn hear(&mut self, note: Note) {
         match note {
             Note::Started(server) => self.server = Some(server),
+            Note::Refused(why) => self.refused = Some(why),
             Note::Failed(why) => self.failed = Some(why),
             Note::Exited(exit) => self.exit = Some(exit),
             Note::Gone => {}

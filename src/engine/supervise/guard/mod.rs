@@ -4,10 +4,12 @@
 //! waits: for a command, for the end of its stdin (we are gone), for the end of the server. Whatever ends first, it
 //! ends all that the server started, removes its files, and goes. It says what happens on its stdout, a [`Note`] a line.
 
+mod ears;
 mod exec;
 mod life;
 mod order;
 mod process;
+mod version;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use life::{Guarded, Life, end_marked};
 pub(super) use order::{Order, VERSION};
+pub(super) use version::version_of;
 
 /// The environment variable by which a server's processes are known, however far they went from it.
 pub(super) const MARK: &str = "CHAINETTE_ENGINE";
@@ -22,6 +25,8 @@ pub(super) const MARK: &str = "CHAINETTE_ENGINE";
 const GUARD: &str = "__guard";
 /// The subcommand that becomes the server.
 const EXEC: &str = "__exec";
+/// The usual name of this program.
+const NAME: &str = "chainette";
 /// Names the guard's program.
 const PROGRAM: &str = "CHAINETTE_GUARD";
 
@@ -49,11 +54,13 @@ pub(super) fn program() -> PathBuf {
     if FORWARDS.load(Ordering::Relaxed) {
         return myself();
     }
-    let beside = std::env::current_exe().map(|path| path.with_file_name("chainette"));
-    beside
-        .ok()
-        .filter(|path| path.is_file())
-        .unwrap_or_else(|| "chainette".into())
+    // Cargo puts tests and examples into folders below that of programs.
+    let near = std::env::current_exe().ok();
+    let folders = near.iter().flat_map(|path| path.ancestors().skip(1).take(2));
+    let mut found = folders
+        .map(|folder| folder.join(NAME))
+        .filter(|path| path.is_file());
+    found.next().unwrap_or_else(|| NAME.into())
 }
 
 /// This program, even if its file was replaced or removed since it started.
@@ -62,5 +69,5 @@ fn myself() -> PathBuf {
     if cfg!(target_os = "linux") && link.exists() {
         return link.to_owned();
     }
-    std::env::current_exe().unwrap_or_else(|_| "chainette".into())
+    std::env::current_exe().unwrap_or_else(|_| NAME.into())
 }

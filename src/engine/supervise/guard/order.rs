@@ -1,5 +1,6 @@
 //! What goes over a guard's pipes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub(in super::super) struct Order {
     /// What it is given.
     pub(in super::super) arguments: Vec<String>,
     /// Environment variables on top of ours.
-    pub(in super::super) env: Vec<(String, String)>,
+    pub(in super::super) env: Vec<(OsString, OsString)>,
     /// Where its files are.
     pub(in super::super) files: Files,
     /// Who gives the order.
@@ -47,7 +48,9 @@ pub(in super::super) struct Order {
 pub(super) enum Note {
     /// The server runs.
     Started(Process),
-    /// It could not be started.
+    /// Its program could not be started.
+    Refused(String),
+    /// The guard could not do its work.
     Failed(String),
     /// It ended.
     Exited(Exit),

@@ -1,7 +1,6 @@
 //! The guard's own process.
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,19 +10,16 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::getpgid;
-use tokio::net::unix::pipe::Receiver;
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::super::exit::Exit;
 use super::super::files::{PidFile, replace};
 use super::super::log;
-use super::super::processes::{Process, as_pid, descendants, marked};
-use super::order::{KILL, Note, Order, STOP, VERSION};
-use super::{EXEC, MARK, myself};
+use super::super::processes::{Process, as_pid, descendants, host, marked};
+use super::ears::{Ears, Ending, Heard, Lines};
+use super::order::{Note, Order, VERSION};
+use super::{EXEC, MARK, NAME, myself};
 
-/// The longest order.
-const MOST: usize = 16 << 20;
 /// How often it looks whether the log is long.
 const LOOK_AT_LOG: Duration = Duration::from_secs(5);
 /// How long it waits for a guard of the same server to go.
@@ -64,7 +60,7 @@ async fn guard() -> io::Result<()> {
     let order: Order = serde_json::from_str(&line)
         .ok()
         .filter(|order: &Order| order.version == VERSION)
-        .ok_or_else(|| io::Error::other("its guard is of another version"))?;
+        .ok_or_else(|| io::Error::other("the guard is of another version"))?;
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_child_subreaper(true)?;
     let lock = lock(&order).await?;
@@ -75,12 +71,12 @@ async fn guard() -> io::Result<()> {
         nonce: order.nonce.clone(),
         guard: Process::me(),
         owner: order.owner,
+        host: host(),
     };
     replace(&order.files.pid, &pid_file)?;
-    let started = start(&order).await;
-    let result = match started {
+    let result = match start(&order).await {
         Err(error) => {
-            say(&Note::Failed(error.to_string()));
+            say(&Note::Refused(error.to_string()));
             Ok(())
         }
         Ok(server) => {
@@ -136,7 +132,7 @@ async fn start(order: &Order) -> io::Result<Process> {
     let (report, silence) = io::pipe()?;
     let mut command = Command::new(myself());
     command
-        .arg0("chainette")
+        .arg0(NAME)
         .arg(EXEC)
         .arg(std::process::id().to_string())
         .arg(&order.binary)
@@ -156,121 +152,14 @@ async fn start(order: &Order) -> io::Result<Process> {
     let problem = report.rest().await?;
     let server = Process::of(pid);
     match server {
-        _ if !problem.is_empty() => Err(io::Error::other(problem)),
+        _ if !problem.is_empty() => Err(io::Error::other(format!(
+            "`{}`: {problem}",
+            order.binary.display()
+        ))),
         Some(server) => Ok(server),
         // So quick that it is over: its number is not given away before it is waited for.
         None => Ok(Process { pid, start_time: 0 }),
     }
-}
-
-/// All that a guard listens to.
-struct Ears {
-    input: Lines,
-    children: Signals,
-    asked: Signals,
-    /// Our starter is gone, or closed the pipe.
-    alone: bool,
-    /// Kept so that a terminal's signals do nothing.
-    _ignored: Vec<Signals>,
-}
-
-impl Ears {
-    fn new() -> io::Result<Self> {
-        let ignored = [SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup()];
-        Ok(Self {
-            input: Lines::new(io::stdin().as_fd().try_clone_to_owned()?)?,
-            children: signal(SignalKind::child())?,
-            asked: signal(SignalKind::terminate())?,
-            alone: false,
-            _ignored: ignored.into_iter().map(signal).collect::<io::Result<_>>()?,
-        })
-    }
-
-    /// The next that matters. Nothing is lost when this is dropped halfway.
-    async fn next(&mut self) -> Heard {
-        loop {
-            let line = tokio::select! {
-                line = self.input.line(), if !self.alone => line,
-                _ = self.children.recv() => return Heard::Child,
-                _ = self.asked.recv() => return Heard::Asked(Ending::Stop),
-            };
-            match line.ok().flatten().as_deref() {
-                Some(KILL) => return Heard::Asked(Ending::Kill),
-                Some(STOP) => return Heard::Asked(Ending::Stop),
-                Some(_) => {}
-                None => {
-                    self.alone = true;
-                    return Heard::Asked(Ending::Stop);
-                }
-            }
-        }
-    }
-}
-
-/// Lines of a pipe.
-struct Lines {
-    pipe: Receiver,
-    held: Vec<u8>,
-}
-
-impl Lines {
-    fn new(pipe: OwnedFd) -> io::Result<Self> {
-        let pipe = Receiver::from_owned_fd(pipe)?;
-        let held = Vec::new();
-        Ok(Self { pipe, held })
-    }
-
-    /// Reads more; false at the end. Nothing is lost when this is dropped halfway.
-    async fn fill(&mut self) -> io::Result<bool> {
-        loop {
-            self.pipe.readable().await?;
-            match self.pipe.try_read_buf(&mut self.held) {
-                Ok(0) => return Ok(false),
-                Ok(_) if self.held.len() <= MOST => return Ok(true),
-                Ok(_) => return Err(io::Error::other("its order is too long")),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The next line; none at the end.
-    async fn line(&mut self) -> io::Result<Option<String>> {
-        loop {
-            if let Some(end) = memchr::memchr(b'\n', &self.held) {
-                let line: Vec<u8> = self.held.drain(..=end).take(end).collect();
-                return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
-            }
-            if !self.fill().await? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// All up to the end.
-    async fn rest(&mut self) -> io::Result<String> {
-        while self.fill().await? {}
-        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned())
-    }
-}
-
-/// How a server is ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// Asked twice, then killed.
-    Stop,
-    /// Killed.
-    Kill,
-}
-
-/// What happened next.
-enum Heard {
-    /// A command, or that our starter is gone.
-    Asked(Ending),
-    /// A child ended.
-    Child,
-    /// Time to look at the log.
-    Tick,
 }
 
 /// A guard whose server was started.
