@@ -81,8 +81,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         batch_size: args.batch_size.map_or(plan.batch_size, |rows| rows as usize),
         graph: explain::graph_json(&plan),
         chain_digest: compiled.digest,
-        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
-        plan,
         input: input.input,
         out: args.out.clone(),
         existing: match (args.overwrite, args.resume) {
@@ -99,6 +97,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
         flattened: !args.no_flattened,
         limit: args.limit,
         ledger: !args.no_ledger,
+        spill: plan.resources.spill.unwrap_or(DEFAULT_SPILL),
         errors: match (args.fail_fast, args.max_errors) {
             (true, _) => ErrorLimit::FailFast,
             (false, Some(MaxErrors::Rows(rows))) => ErrorLimit::Rows(rows),
@@ -106,6 +105,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, printer: Printer) -> Exit {
             (false, None) => ErrorLimit::Hopeless,
         },
         signals: Some(signals),
+        plan,
     };
     match run_plan(config, broker, &events, &dispatcher.status) {
         Err(error) => {

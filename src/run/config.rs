@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::dispatcher::Signals;
 use super::limits::ErrorLimit;
 use super::outdir::Existing;
+use super::spill::DEFAULT_BYTES;
 use crate::plan::Plan;
 use crate::sink::Format;
 use crate::source::{AtPath, Input};
@@ -63,8 +64,6 @@ impl RunConfig {
             chain_digest: blake3::hash(graph.to_string().as_bytes()).to_hex().to_string(),
             batch_size: plan.batch_size,
             graph,
-            spill: plan.resources.spill.unwrap_or(super::spill::DEFAULT_BYTES),
-            plan,
             input,
             out: out.into(),
             existing: Existing::Same,
@@ -74,8 +73,10 @@ impl RunConfig {
             flattened: true,
             limit: None,
             ledger: true,
+            spill: plan.resources.spill.unwrap_or(DEFAULT_BYTES),
             errors: ErrorLimit::Hopeless,
             signals: None,
+            plan,
         }
     }
 }

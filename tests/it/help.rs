@@ -4,12 +4,14 @@ use std::path::Path;
 
 use crate::harness::invoke;
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "inspect",
     "verify",
     "engines",
     "engine",
+    "warmup",
+    "kill",
     "diff",
     "clean",
     "init",
@@ -44,7 +46,7 @@ fn help_of_each_command() {
 
 #[test]
 fn help_of_the_commands_for_engines() {
-    for command in ["provision"] {
+    for command in ["provision", "up", "status", "drain", "reload", "down", "logs"] {
         insta::assert_snapshot!(
             format!("help_engine_{command}_long"),
             help(&["engine", command, "--help"])

@@ -207,7 +207,7 @@ macro_rules! assert_told {
             (r"/[^\s`]*/examples/fake_engine", "[binary]"),
             (r"/tmp/\.tmp\w+", "[dir]"),
             (r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
-            (r"(\[port\]) +\d+ ", "$1  [pid] "),
+            (r"(\[port\]) +\d{2,} ", "$1  [pid] "),
             (r"port \d+", "port [port]"),
             (r"\d+ s  ", "[time]  "),
             (r"[0-9a-f]{64}", "[digest]"),

@@ -356,7 +356,12 @@ impl Pool {
         let mut used = Instant::now();
         loop {
             sleep(USED.min(idle)).await;
-            let replicas = locked(&self.note).replicas;
+            let Note { replicas, stage, .. } = locked(&self.note).clone();
+            if stage != Stage::Up {
+                // Nobody can use it.
+                used = Instant::now();
+                continue;
+            }
             let (folder, name) = (self.folder.clone(), self.name.clone());
             let busy = tokio::task::spawn_blocking(move || {
                 (0..replicas).any(|replica| folder.is_leased(&format!("{name}-{replica}")))

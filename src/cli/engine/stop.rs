@@ -93,7 +93,7 @@ fn each(
         };
         match stop(&note) {
             Ok(()) => {
-                ended(&note);
+                ended(folder, &note);
                 printer.notice(&format!("engine {pool}: is down"));
                 stopped.push(pool);
             }
@@ -115,10 +115,19 @@ fn each(
     }
 }
 
-/// Waits for the end of a pool's process.
-fn ended(note: &Note) {
+/// Waits for the end of a pool's process, unless it keeps other pools too.
+fn ended(folder: &WarmFolder, note: &Note) {
+    let others = || {
+        folder
+            .notes()
+            .iter()
+            .any(|other| other.pid == note.pid && other.pool != note.pool)
+    };
     let begun = Instant::now();
     while note.is_of_a_living() && begun.elapsed() < END {
+        if others() {
+            return;
+        }
         thread::sleep(LOOK);
     }
     signal(note, Signal::SIGKILL);

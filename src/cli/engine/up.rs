@@ -97,11 +97,15 @@ pub(super) fn up(args: &UpArgs, printer: Printer) -> Exit {
             Err(trouble) => return give_up(&folder, begun, &[trouble], printer),
         }
         // One after the other: the next one sees what this one takes.
-        if let Some(daemon) = begun.last_mut()
-            && let Err(trouble) = daemon.until(Mark::Booked)
-        {
+        let Some(Err(trouble)) = begun.last_mut().map(|daemon| daemon.until(Mark::Booked)) else {
+            continue;
+        };
+        // Somebody else may have been quicker.
+        if !matches!(standing(&folder, &file, pool), Standing::Same) {
             return give_up(&folder, begun, &[trouble], printer);
         }
+        printer.notice(&format!("engine {pool}: is up already"));
+        begun.pop();
     }
     let mut troubles = Vec::new();
     for daemon in &mut begun {
@@ -268,7 +272,13 @@ impl Daemon {
 
     /// Ends it, and waits for that.
     fn take_down(mut self, folder: &WarmFolder) {
-        let _gone = ask(folder, &self.pool, &Wish::Down, Duration::from_secs(60));
+        // The pool may be another's, which was quicker.
+        if folder
+            .note(&self.pool)
+            .is_some_and(|note| note.pid == self.child.id())
+        {
+            let _gone = ask(folder, &self.pool, &Wish::Down, Duration::from_secs(60));
+        }
         drop(self.stdin.take());
         let _reaped = self.child.wait();
     }
