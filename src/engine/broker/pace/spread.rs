@@ -23,6 +23,8 @@ const SOON: Duration = Duration::from_secs(2);
 const SOON_PARTS: [f64; 2] = [0.85, 0.7];
 /// A pause this long is part of the server's count of requests per time.
 const LONG: Duration = Duration::from_secs(5);
+/// The lowest rate, per second.
+const SLOWEST: f64 = 0.02;
 /// How far a late timer may be made up for.
 const LATE: Duration = Duration::from_millis(10);
 
@@ -41,6 +43,8 @@ pub(super) struct Spread {
     pushed: Option<(Instant, f64)>,
     /// Seconds before haste.
     patience: f64,
+    /// The last pause that the server asked for, in seconds.
+    pause: f64,
 }
 
 impl Spread {
@@ -79,6 +83,9 @@ impl Spread {
         };
         self.patience = if by_rate { PATIENCE.0 } else { PATIENCE.1 };
         self.pushed = Some((now, rate));
+        self.pause = retry_after
+            .map_or(1.0, |wait| wait.as_secs_f64())
+            .clamp(0.05, 0.5 / SLOWEST);
         if let Some(wait) = retry_after {
             self.next = self.next.max(now.checked_add(wait));
         }
@@ -93,7 +100,9 @@ impl Spread {
             } else {
                 rate
             };
-            self.base = Some((base.max(0.02), now));
+            // Where nothing got through at all, no rate was learnt: the server's own pauses say how patient to be.
+            let least = if done == 0 { 0.5 / self.pause } else { SLOWEST };
+            self.base = Some((base.max(least), now));
             self.cycle = Some((0, now));
         }
         let Some((base, since)) = self.base else { return };
