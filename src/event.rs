@@ -266,6 +266,23 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
+/// How many requests an engine came to have in flight.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Its name.
+    pub engine: String,
+    /// Requests that it might have in flight at the end, over all its servers.
+    pub limit: usize,
+    /// The lowest limit that stood.
+    pub least: usize,
+    /// The highest.
+    pub most: usize,
+    /// Why it moved last.
+    pub reason: String,
+    /// Times that the engine wanted less; a wave of refusals is one.
+    pub push_backs: u64,
+}
+
 /// The sums of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunStats {
@@ -283,6 +300,8 @@ pub struct RunStats {
     pub answers_reused: u64,
     /// How often engines took the place of others that they do not fit beside.
     pub switches: u64,
+    /// What became of the concurrency of each engine.
+    pub engines: Vec<EngineStats>,
     /// Seconds of this process.
     pub seconds: f64,
     /// Tokens of the committed rows.

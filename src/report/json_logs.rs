@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::say;
-use crate::event::{Event, Exchange, Progress, Report, Resumption, RunStats};
+use crate::event::{EngineStats, Event, Exchange, Progress, Report, Resumption, RunStats};
 use crate::run::rfc3339;
 
 /// Writes every event as a JSON line.
@@ -138,6 +138,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             rows_resumed,
             answers_reused,
             switches,
+            engines,
             seconds,
             usage,
         }) => json!({
@@ -148,6 +149,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             "rows_resumed": rows_resumed,
             "answers_reused": answers_reused,
             "switches": switches,
+            "engines": engines.iter().map(concurrency).collect::<Vec<_>>(),
             "seconds": seconds,
             "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
         }),
@@ -159,4 +161,12 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
         line.extend(fields);
     }
     Value::Object(line)
+}
+
+/// What became of an engine's concurrency.
+fn concurrency(stats: &EngineStats) -> Value {
+    json!({
+        "engine": stats.engine, "concurrency": stats.limit, "least": stats.least, "most": stats.most,
+        "reason": stats.reason, "push_backs": stats.push_backs,
+    })
 }

@@ -34,6 +34,12 @@ pub fn summary(
     } else {
         draw(&whole, style)
     };
+    for engine in stats.engines.iter().filter(|engine| engine.most > engine.least) {
+        out += &format!(
+            "engine {}: {} to {} requests in flight, at the end {} ({})\n",
+            engine.engine, engine.least, engine.most, engine.limit, engine.reason
+        );
+    }
     out += &sums(stats, times, style);
     out.push('\n');
     out

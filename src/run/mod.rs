@@ -269,6 +269,7 @@ pub fn run(
     let seconds_before = checkpoint.times.seconds;
     let answers = ledger.clone();
     let stage = broker.stage().cloned();
+    let engines = broker.clone();
     let session = Session {
         config: &config,
         broker,
@@ -310,6 +311,7 @@ pub fn run(
     }
     let mut stats = stats(&checkpoint.counts, state, started);
     stats.rows_resumed = rows_resumed;
+    stats.engines = engines.paces();
     stats.switches = stage.map_or(0, |stage| stage.switches());
     stats.answers_reused = answers.as_ref().map_or(0, |ledger| ledger.reused());
     drop(answers);
@@ -394,6 +396,7 @@ fn stats(counts: &Counts, state: RunState, started: Instant) -> RunStats {
         rows_resumed: 0,
         answers_reused: 0,
         switches: 0,
+        engines: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
         usage: counts.usage(),
     }

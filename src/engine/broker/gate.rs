@@ -14,7 +14,7 @@ use super::rate::Rate;
 use super::suspects::{Suspects, Who};
 use super::{EngineLoad, backoff};
 use crate::engine::{CallError, Pressure, Reply, SharedEngine, Stop};
-use crate::event::{Event, EventSender, Usage};
+use crate::event::{EngineStats, Event, EventSender, Usage};
 
 /// A shorter `Retry-After` says nothing.
 const LEAST_WAIT: Duration = Duration::from_millis(10);
@@ -171,6 +171,24 @@ impl Gate {
                 .map(|at| at.saturating_duration_since(Instant::now()))
                 .filter(|wait| !wait.is_zero()),
         }
+    }
+
+    /// What became of its concurrency, over all its servers.
+    pub(super) fn pace(&self) -> EngineStats {
+        let state = self.lock();
+        let mut stats = EngineStats {
+            engine: self.name.clone(),
+            ..EngineStats::default()
+        };
+        for place in &state.places {
+            let pace = place.pace.summary();
+            stats.limit += pace.limit;
+            stats.least += pace.range.0;
+            stats.most += pace.range.1;
+            stats.push_backs += pace.push_backs;
+            stats.reason = pace.reason.to_string();
+        }
+        stats
     }
 
     pub(super) async fn acquire(self: &Arc<Self>, row: u64, faults: u32, who: Who) -> Result<Lease, Stop> {

@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 use crate::engine::client::adapter;
 use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
-use crate::event::{EventSender, Exchange, Recent, Retrying, Switching};
+use crate::event::{EngineStats, EventSender, Exchange, Recent, Retrying, Switching};
 use crate::plan::EngineIx;
 use crate::spec::{Concurrency, EngineSpec};
 use gate::Gate;
@@ -371,6 +371,11 @@ impl Broker {
     /// Rows that sleep before they are asked again.
     pub(crate) fn retrying(&self) -> Retrying {
         lock(&self.retrying).clone()
+    }
+
+    /// What became of the concurrency of each engine.
+    pub fn paces(&self) -> Vec<EngineStats> {
+        self.gates.iter().map(|gate| gate.pace()).collect()
     }
 
     /// What every engine is doing.
