@@ -169,7 +169,7 @@ Examples:
       fetch and verify the model of one engine
 
 Models of the hub come into the cache that its own tools use (HF_HOME); HF_TOKEN, HF_ENDPOINT and
-HF_HUB_OFFLINE are heeded. Digests that were checked are kept below XDG_STATE_HOME/chainette/engines.
+HF_HUB_OFFLINE are heeded. Digests that were checked are kept below XDG_STATE_HOME/chainette.
 
 Exit codes:
   0    everything is there

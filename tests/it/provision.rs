@@ -134,7 +134,7 @@ fn a_pinned_model_is_verified_before_anything_else() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ran.of("model")["digest"], format!("sha256:{right}"));
     // A file that is as it was is not read again: what was found out stands.
-    let kept = place.dir.path().join("state/chainette/engines/digests.json");
+    let kept = place.dir.path().join("state/chainette/digests.json");
     let text = fs::read_to_string(&kept).expect("it was kept");
     let wrong = "ab".repeat(32);
     fs::write(&kept, text.replace(&right, &wrong)).expect("it can be written");

@@ -238,7 +238,7 @@ fn a_private_model_needs_a_token_that_is_never_shown() {
     let right = place.engine(fields, &[]);
     assert_eq!(right.code, 0, "{}", right.stderr);
     assert_eq!(right.of("secret_env"), json!(["LLAMA_API_KEY"]));
-    let state = fs::read_dir(place.dir.path().join("state/chainette/engines")).expect("it is there");
+    let state = fs::read_dir(place.dir.path().join("state/chainette")).expect("it is there");
     let kept: Vec<String> = state
         .flatten()
         .filter_map(|file| fs::read_to_string(file.path()).ok())

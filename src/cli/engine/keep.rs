@@ -101,9 +101,13 @@ async fn kept(keeping: Keeping, end: &End, told: &dyn Told) -> Result<(), Troubl
     });
     if failed.is_none() {
         told.booked();
-        let starting = pools
-            .iter()
-            .map(|(pool, declared, _)| pool.bring_up(declared.clone()));
+        let starting = pools.iter().map(|(pool, declared, _)| async {
+            match pool.bring_up(declared.clone()).await {
+                // A command stopped this one; the others go on.
+                Err(_) if pool.is_ending() && pools.len() > 1 => Ok(()),
+                outcome => outcome,
+            }
+        });
         match try_join_all(starting).await {
             Ok(_) => told.up(),
             Err(_) if end.0.is_cancelled() => {}
