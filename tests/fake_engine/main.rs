@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     port: u16,
     /// Ignored: for command lines made for other servers.
-    #[arg(long)]
+    #[arg(long, alias = "hostname")]
     host: Option<String>,
     /// Every reply takes this long.
     #[arg(long, default_value_t = 0)]

@@ -108,7 +108,8 @@ fn lines_match_their_schemas_and_fit_their_columns() {
     for path in chains() {
         let name = path.display();
         let text = fs::read_to_string(&path).expect("a chain can be read");
-        if text.contains("python:") || text.contains("command:") {
+        // Engines that are started need their programs: `served`, `warm` and tests/real have them.
+        if text.contains("python:") || text.contains("command:") || path.ends_with("started.yaml") {
             continue;
         }
         let input = said_input(&text).unwrap_or_else(|| {
