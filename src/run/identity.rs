@@ -142,5 +142,5 @@ pub(super) fn engine_identity(engine: &EngineSpec) -> String {
     if let Some(context) = engine.context {
         identity += &format!(" context={context}");
     }
-    identity
+    identity + &engine.launch.identity()
 }

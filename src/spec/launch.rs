@@ -94,6 +94,18 @@ impl std::fmt::Debug for Launch {
     }
 }
 
+impl Launch {
+    /// What of this decides how the model answers, as `name=value` words; empty where nothing is said.
+    pub fn identity(&self) -> String {
+        let words = [
+            self.sha256.as_ref().map(|digest| format!(" sha256={digest}")),
+            self.dtype.as_ref().map(|dtype| format!(" dtype={dtype}")),
+            self.deterministic.then(|| " deterministic".to_owned()),
+        ];
+        words.into_iter().flatten().collect()
+    }
+}
+
 /// Memory of an engine, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {

@@ -77,6 +77,7 @@ impl Connection {
             // The same text may be taken apart in another way, whatever the request says.
             identity.update(b"reasoning");
         }
+        identity.update(spec.launch.identity().as_bytes());
         Ok(Self {
             name: spec.name.clone(),
             backend: spec.backend,
