@@ -50,6 +50,7 @@ pub use watch::Tracker;
 use crate::clock::Clock;
 use crate::engine::Stop;
 use crate::engine::broker::Broker;
+use crate::engine::supervise::{Policy, Supervisor};
 use crate::event::{Event, EventSender, Resumption, RunState, RunStats};
 use crate::node::Workers;
 use crate::sink::{Layout, SinkError, StreamWriter};
@@ -131,6 +132,7 @@ pub fn run(
         false => Some(Workers::start(&config.plan, events)?),
     };
     let mut out = OutDir::open(&config.out, identity, wanted)?;
+    clear(&out, events);
     let plan = config.plan.clone();
     let found = out.checkpoint.take();
     if let Some(done) = found
@@ -344,6 +346,20 @@ pub fn run(
         unwritten,
         stopped,
     })
+}
+
+/// Ends and removes what a killed run may have left: servers whose guards were killed too, rows that were parked.
+fn clear(out: &OutDir, events: &EventSender) {
+    let _absent = std::fs::remove_dir_all(out.private_base().join("spill"));
+    let engines = out.private.join("engines");
+    if !engines.exists() {
+        return;
+    }
+    if let Err(error) = Supervisor::new(engines, Policy::default(), events.clone()).sweep() {
+        events.send(Event::Warning {
+            message: format!("what a killed run may have left of its engines cannot be looked at: {error}"),
+        });
+    }
 }
 
 /// Completes a next generation whose rows are all done, and puts it in place.

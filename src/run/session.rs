@@ -192,7 +192,7 @@ impl Session<'_> {
         );
         {
             let _runtime = runtime.enter();
-            let engines = Supervisor::new(private.join("engines"), Policy::default(), events.clone());
+            let engines = Supervisor::new(out.private.join("engines"), Policy::default(), events.clone());
             broker.start(&engines);
         }
         let asking = TaskTracker::new();
@@ -294,14 +294,13 @@ async fn wind_down(halt: Halt, broker: Arc<Broker>) {
 
 /// What lets rows take turns, if the engines of a plan do not all fit together.
 fn staging(plan: &Plan, broker: &Broker, dir: &Path, bytes: u64) -> Option<Arc<Staging>> {
-    // What a killed run left there goes, whether engines fit together this time or not.
-    let spill = Spill::new(dir, bytes);
     let stage = broker.stage()?;
     let engines = plan.nodes.iter().filter_map(|node| match &node.kind {
         NodeKind::Step(step) => Some(step.engine),
         NodeKind::Apply(_) => None,
     });
     let first = engines.into_iter().find(|engine| stage.is_staged(*engine))?;
+    let spill = Spill::new(dir, bytes);
     Some(Arc::new(Staging::new(stage.clone(), first, spill)))
 }
 

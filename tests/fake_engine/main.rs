@@ -88,6 +88,9 @@ struct Args {
     /// A prompt that contains SUBSTRING is never answered.
     #[arg(long, value_name = "SUBSTRING")]
     stall_at: Vec<String>,
+    /// The first request is never answered, of all processes that are given this file: it does not exist before.
+    #[arg(long, value_name = "FILE")]
+    hang_once: Option<PathBuf>,
     /// What SIGTERM does.
     #[arg(long, value_enum, default_value_t = Term::Exit)]
     term: Term,
@@ -221,7 +224,11 @@ fn main() {
         if many || said(&own.die_at) {
             std::process::exit(9);
         }
-        if said(&own.stall_at) {
+        let hangs = own
+            .hang_once
+            .as_ref()
+            .is_some_and(|file| std::fs::File::create_new(file).is_ok());
+        if hangs || said(&own.stall_at) {
             return Answer::Hang;
         }
         own.answer(asked)

@@ -98,6 +98,7 @@ mod shown;
 mod signals;
 mod sinks;
 mod stage;
+mod started;
 mod starter;
 mod step;
 mod streams;
