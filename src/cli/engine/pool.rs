@@ -181,6 +181,11 @@ impl Pool {
         self.end.cancel();
     }
 
+    /// True once it is to end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.end.is_cancelled()
+    }
+
     async fn does(&self, wish: Wish) -> Said {
         match wish {
             Wish::Status => self.status(),
