@@ -315,6 +315,27 @@ fn foreground_ends_with_its_pools() {
 }
 
 #[test]
+fn foreground_leaves_nothing_when_one_of_its_pools_does_not_start() {
+    let yard = Yard::new("concurrency: 1", "");
+    yard.declare(
+        "two.yaml",
+        &[
+            ("a", "concurrency: 1", "--boot-delay-ms 600000 --term never"),
+            (
+                "b",
+                "concurrency: 1",
+                "--exit 7 --exit-after-ms 3000 --never-listen",
+            ),
+        ],
+    );
+    let ran = yard.invoke(&["engine", "up", "two.yaml", "--foreground"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("engine `b`"), "{}", ran.stderr);
+    assert_eq!(yard.started("a"), 1, "{}", ran.stderr);
+    assert_eq!(yard.left(), [""; 0]);
+}
+
+#[test]
 fn who_waits_no_longer_leaves_nothing() {
     let yard = Yard::new("concurrency: 1", "--boot-delay-ms 600000");
     let mut up = yard.spawn(&["engine", "up", "chain.yaml"]);

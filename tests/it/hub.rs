@@ -17,6 +17,8 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub enum Fault {
     /// The connection is closed after so many bytes of each answer, so many times.
     Cut { after: usize, times: usize },
+    /// No byte behind the first so many ever comes, so many times.
+    Stuck { at: usize, times: usize },
     /// Other bytes come, as many.
     Wrong,
     /// `Range` is not heeded: everything comes, always.
@@ -172,6 +174,10 @@ impl Hub {
             Some(Fault::Cut { after, times }) if !probe && *times > 0 => {
                 *times -= 1;
                 cut = Some(*after);
+            }
+            Some(Fault::Stuck { at, times }) if !probe && *times > 0 => {
+                *times -= 1;
+                cut = Some(at.saturating_sub(from));
             }
             Some(Fault::Wrong) => served = served.iter().map(|byte| !byte).collect(),
             Some(Fault::Whole) if !probe => from = 0,

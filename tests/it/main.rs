@@ -86,6 +86,7 @@ mod requests;
 mod resuming;
 mod retrying;
 mod review;
+mod review_engines;
 mod row_check;
 mod schema;
 mod schema_file;

@@ -165,6 +165,20 @@ fn a_transfer_that_breaks_off_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_was_there_before_is_no_progress() {
+    let mut place = Place::with_programs();
+    let content = vec![7; 3 << 20];
+    let hub = Hub::start(&[("model.gguf", &content)]);
+    place.hub = Some(hub.url());
+    // Were it tried often enough, it would come.
+    let (at, times) = (2 << 20, 9);
+    hub.fault("model.gguf", Fault::Stuck { at, times });
+    let ran = place.engine("backend: llamacpp, model: 'hf:org/repo/model.gguf'", &[]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("cannot be fetched"), "{}", ran.stderr);
+}
+
+#[test]
 fn a_file_that_is_not_whole_or_not_right_is_never_taken() {
     let mut place = Place::with_programs();
     let hub = Hub::start(&[("m.gguf", &large())]);

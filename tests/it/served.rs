@@ -123,7 +123,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
 }
 
 /// The servers' processes by the files of a folder.
-fn pids(folder: &Path) -> Vec<i32> {
+pub fn pids(folder: &Path) -> Vec<i32> {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let handoffs = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "json"));
     let pid = |file: std::fs::DirEntry| {
@@ -134,7 +134,7 @@ fn pids(folder: &Path) -> Vec<i32> {
     handoffs.filter_map(pid).collect()
 }
 
-fn kill(pid: i32) {
+pub fn kill(pid: i32) {
     let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
 }
 

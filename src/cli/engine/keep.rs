@@ -1,11 +1,11 @@
 //! `engine up` in the process that keeps the pools: with `--foreground` the one that was called, else one for each pool.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -101,17 +101,27 @@ async fn kept(keeping: Keeping, end: &End, told: &dyn Told) -> Result<(), Troubl
     });
     if failed.is_none() {
         told.booked();
-        let starting = pools.iter().map(|(pool, declared, _)| async {
-            match pool.bring_up(declared.clone()).await {
-                // A command stopped this one; the others go on.
-                Err(_) if pool.is_ending() && pools.len() > 1 => Ok(()),
-                outcome => outcome,
+        let starting = pools
+            .iter()
+            .map(|(pool, declared, _)| pool.bring_up(declared.clone()));
+        let (failures, stopped) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        // To its end for each of them, so that nothing of the others is left either.
+        let starting = starting.zip(&all).map(async |(starts, pool)| match starts.await {
+            Err(trouble) if pool.is_ending() => locked(&stopped).push(trouble),
+            Err(trouble) => {
+                locked(&failures).push(trouble);
+                all.iter().for_each(|pool| pool.end());
             }
+            Ok(()) => {}
         });
-        match try_join_all(starting).await {
-            Ok(_) => told.up(),
-            Err(_) if end.0.is_cancelled() => {}
-            Err(trouble) => failed = Some(trouble),
+        join_all(starting).await;
+        failed = locked(&failures).pop();
+        if failed.is_none() && !end.0.is_cancelled() {
+            // Commands stopped some of them; that is a failure where none is left.
+            match locked(&stopped).pop_if(|_| all.iter().all(|pool| pool.is_ending())) {
+                Some(trouble) => failed = Some(trouble),
+                None => told.up(),
+            }
         }
     }
     if failed.is_some() {
@@ -144,6 +154,10 @@ async fn booked(keeping: &Keeping, name: &str) -> Result<Booked, Trouble> {
             Err(trouble)
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn runtime() -> Result<Runtime, Trouble> {

@@ -13,7 +13,7 @@ use super::orders::Post;
 use crate::engine::client::adapter;
 use crate::engine::client::probe::{State, probe};
 use crate::engine::client::schema::PreparedSchema;
-use crate::engine::supervise::Handoff;
+use crate::engine::supervise::{Handoff, Restarts};
 use crate::engine::warm::{Found, Lease, WarmFolder};
 use crate::engine::{CallError, Engine, Pressure, Rendered, Reply, Request, SharedEngine};
 use crate::event::Event;
@@ -33,7 +33,12 @@ enum Seen {
 
 impl Keeper {
     /// Uses the server of a digest that `engine up` keeps, as long as there is one; none when there is none.
-    pub(super) async fn attached(&self, digest: &str, post: &mut Post) -> Option<Over> {
+    pub(super) async fn attached(
+        &self,
+        digest: &str,
+        restarts: &mut Restarts,
+        post: &mut Post,
+    ) -> Option<Over> {
         let folder = self.shares.used()?.clone();
         let mut patience: Option<Instant> = None;
         loop {
@@ -45,6 +50,7 @@ impl Keeper {
                 Found::Ready(server) => {
                     let at = self.spec.at(&server.url);
                     if probe(&at, self.supervisor.policy().health_patience).await.state == State::Ready {
+                        restarts.ready(Instant::now().into_std());
                         return self.uses(&folder, *server, post).await;
                     }
                 }

@@ -213,6 +213,9 @@ impl Gate {
         let arrival = state.arrivals;
         state.arrivals += 1;
         state.newest = state.newest.max(row);
+        if faults == 0 && !state.is_in_use() {
+            self.begins_to_wait(&mut state);
+        }
         // Behind those who wait now, and before the rows that come later: a stream of new rows starves nobody.
         let rank = if faults == 0 { row } else { state.newest };
         state.queue.insert((rank, faults, arrival), Waiter { turn, who });
@@ -222,6 +225,15 @@ impl Gate {
             self.wants.notify_waiters();
         }
         Ok(lease)
+    }
+
+    /// Somebody waits where nobody did: patience is counted from now on, however long ago the engine failed.
+    fn begins_to_wait(self: &Arc<Self>, state: &mut State) {
+        if state.since.is_some() {
+            let now = Instant::now();
+            state.since = Some(now);
+            self.wake(self.patience_ends(now), None);
+        }
     }
 
     /// No request can succeed: the run stops.
@@ -547,6 +559,11 @@ impl State {
     /// True when somebody waits for a lease.
     pub(super) fn is_wanted(&self) -> bool {
         self.waiters().next().is_some()
+    }
+
+    /// True while somebody waits for a lease or has one.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.is_wanted() || self.places.iter().any(|place| place.in_flight > 0)
     }
 
     /// Who goes next: the first in line to the server that has the least in flight; a suspect to one that has nothing,

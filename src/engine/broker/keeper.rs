@@ -124,7 +124,7 @@ impl Keeper {
             Ok(prepared) => prepared,
             Err(over) => return over,
         };
-        if let Some(over) = self.attached(&prepared.spec_digest, post).await {
+        if let Some(over) = self.attached(&prepared.spec_digest, restarts, post).await {
             return over;
         }
         self.gate.absent(self.at, "waiting for room in memory", false);

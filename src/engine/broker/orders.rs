@@ -15,6 +15,9 @@ use crate::engine::supervise::Ready;
 use crate::engine::warm::WarmFolder;
 use crate::event::Event;
 
+/// How long after its deadline the outcome of a drain is waited for, where no outcome is settled.
+const LATE: Duration = Duration::from_secs(1);
+
 /// How servers are shared with other processes.
 #[derive(Clone, Debug, Default)]
 pub enum Sharing {
@@ -332,12 +335,26 @@ impl Broker {
             }
             replies.push(reply);
         }
-        let mut drained = true;
-        for reply in replies {
-            // Who ended without a word has no server any more.
-            drained &= reply.await.unwrap_or(true);
+        // One that is just starting its server hears of it afterwards only, when it is too late to agree.
+        let late = async {
+            tokio::time::sleep_until(until + LATE).await;
+            if !all.expired() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let agreed = async {
+            let mut drained = true;
+            for reply in replies {
+                // Who ended without a word has no server any more.
+                drained &= reply.await.unwrap_or(true);
+            }
+            drained
+        };
+        tokio::select! {
+            biased;
+            drained = agreed => drained,
+            () = late => false,
         }
-        drained
     }
 
     /// The servers of an engine, in the order of their replicas.

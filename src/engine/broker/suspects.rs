@@ -50,9 +50,11 @@ impl Suspects {
                 return crash;
             }
         }
+        // Rows may ask the same: one crash is one, however often a request was in flight at it.
+        let flying: HashSet<Who> = flying.iter().copied().collect();
         for who in flying {
-            if !self.seen.insert(*who) {
-                self.isolated.insert(*who);
+            if !self.seen.insert(who) {
+                self.isolated.insert(who);
             }
         }
         crash

@@ -180,8 +180,7 @@ impl Gate {
     /// When it was last lent, if nobody uses or wants the engine now.
     pub(super) fn unused_since(&self) -> Option<Instant> {
         let state = self.lock();
-        let busy = state.is_wanted() || state.places.iter().any(|place| place.in_flight > 0);
-        (!busy).then_some(state.used)
+        (!state.is_in_use()).then_some(state.used)
     }
 
     /// Requests in flight at a server.

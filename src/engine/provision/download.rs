@@ -270,11 +270,16 @@ impl Fetching<'_> {
     ) -> Result<T, PrepareError> {
         let mut tries = 0;
         let mut grown = Growth::default();
+        let mut most = 0;
         loop {
-            // What arrived before it broke off is kept, and counts as success.
+            // What arrived before it broke off is kept, and counts as success; what an earlier try had brought does not.
             let mut moved = false;
             let mut counting = |progress: Progress<'_>| {
-                moved |= matches!(progress, Progress::Downloading { done, .. } if done > 0);
+                if let Progress::Downloading { done, .. } = progress
+                    && done > most
+                {
+                    (moved, most) = (true, done);
+                }
                 tell(progress)
             };
             let why = match work(&mut counting) {
