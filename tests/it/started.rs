@@ -102,15 +102,7 @@ fn one_dead_replica_does_not_stop_the_others() {
 
 #[test]
 fn what_dies_at_once_stops_the_run_with_its_words() {
-    let yard = Yard::new("concurrency: 1", "");
-    yard.declare(
-        "chain.yaml",
-        &[(
-            "small",
-            "concurrency: 1",
-            "--say \"error: unknown argument: --nonsense\" --exit 1 --never-listen",
-        )],
-    );
+    let yard = Yard::new("concurrency: 1", "--nonsense");
     let ran = yard.invoke(&["run", "chain.yaml", "in.jsonl", "out"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let told = ran.stderr.replace(&yard.path().display().to_string(), "DIR");

@@ -12,6 +12,7 @@ mod memory;
 mod orders;
 pub mod pace;
 mod place;
+mod queue;
 pub mod rate;
 pub mod stage;
 mod suspects;
