@@ -122,6 +122,11 @@ impl Keeper {
         self.gate.absent(self.at, "being prepared", true);
         let prepared = match self.prepared().await {
             Ok(prepared) => prepared,
+            // It could be prepared before: what is missing now may come back.
+            Err(Over::Hopeless(why)) if failed.is_some() => {
+                let explained = false;
+                return Over::Failed { why, explained };
+            }
             Err(over) => return over,
         };
         if let Some(over) = self.attached(&prepared.spec_digest, restarts, post).await {

@@ -47,7 +47,10 @@ impl Gate {
                 starting,
                 until: None,
             };
-            place.engine = None;
+            if place.engine.take().is_some() {
+                // What is still on its way is no news of whoever comes next.
+                place.epoch += 1;
+            }
         }
         self.pump(state);
     }
