@@ -301,9 +301,8 @@ fn foreground_ends_with_its_pools() {
         &[("a", "concurrency: 1", ""), ("b", "concurrency: 1", "")],
     );
     let mut child = yard.spawn(&["engine", "up", "two.yaml", "--foreground", "--json-logs"]);
-    until("two engines", || {
-        yard.handoff("a-0").is_some() && yard.handoff("b-0").is_some()
-    });
+    // Not only ready: who is stopped while it starts has not started.
+    until("two engines", || ["a", "b"].iter().all(|pool| yard.is_up(pool)));
     yard.good(&["engine", "down", "--pool", "a"]);
     assert_eq!(yard.status().len(), 1);
     yard.good(&["engine", "down", "--pool", "b"]);

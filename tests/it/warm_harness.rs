@@ -113,6 +113,12 @@ impl Yard {
         pid(&note["pid"])
     }
 
+    /// All servers of a pool are ready, and whoever keeps them has said so.
+    pub fn is_up(&self, pool: &str) -> bool {
+        let text = std::fs::read(self.engines().join(format!("{pool}.pool"))).unwrap_or_default();
+        serde_json::from_slice(&text).is_ok_and(|note: Value| note["stage"] == "up")
+    }
+
     /// How many servers of an engine were started so far.
     pub fn started(&self, engine: &str) -> usize {
         let pids = std::fs::read_to_string(self.path().join(format!("pids-{engine}")));
