@@ -100,7 +100,11 @@ fn reloads_under_load_cost_no_row_and_no_request() {
     });
     yard.good(&["engine", "reload", "chain.yaml", "--pool", "small"]);
     let told = finished(&yard, run);
-    assert!(told.contains("draining"), "{told}");
+    // Its look at the handoff, or a request that came too late: whichever was first.
+    let noticed = ["draining", "takes no new requests"]
+        .iter()
+        .any(|word| told.contains(word));
+    assert!(noticed, "{told}");
     assert_eq!(
         distinct(&yard.asked("small")),
         (400, 400),
