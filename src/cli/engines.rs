@@ -6,6 +6,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::args::{ChainArgs, EnginesArgs};
+use super::engine::columns;
 use super::engine::own::{Own, own};
 use super::{Exit, compile, printer::Printer};
 use crate::engine::client::probe::{Health, State, key_is_set, probe};
@@ -219,7 +220,6 @@ impl Row<'_> {
     }
 }
 
-/// Columns as wide as their widest cell.
 fn table(rows: &[Row<'_>]) -> String {
     let head = [
         "engine",
@@ -231,24 +231,7 @@ fn table(rows: &[Row<'_>]) -> String {
         "used by",
         "state",
     ];
-    let mut lines = vec![head.map(str::to_owned)];
-    lines.extend(rows.iter().map(Row::cells));
-    let mut widths = [0; 8];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(console::measure_text_width(cell));
-        }
-    }
-    let mut out = String::new();
-    for line in &lines {
-        let mut text = String::new();
-        for (cell, width) in line.iter().zip(widths) {
-            let gap = width.saturating_sub(console::measure_text_width(cell)) + 2;
-            text += cell;
-            text += &" ".repeat(gap);
-        }
-        out += text.trim_end();
-        out.push('\n');
-    }
-    out
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    lines.extend(rows.iter().map(|row| row.cells().to_vec()));
+    columns(&lines)
 }

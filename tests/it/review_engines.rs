@@ -206,7 +206,7 @@ fn ends_of_a_warm_server_do_not_add_up_over_the_days() {
 }
 
 #[test]
-fn a_drain_keeps_its_deadline_while_a_server_starts() {
+fn a_drain_ends_a_start_under_way() {
     block_on(async {
         let dir = tempfile::tempdir().expect("a folder");
         let always = Launch {
@@ -219,25 +219,23 @@ fn a_drain_keeps_its_deadline_while_a_server_starts() {
         };
         let broker = with_servers(kept, &[&[], &["--boot-delay-ms", "3000000"]]);
         start(&broker, dir.path(), policy());
-        until("one server", || {
+        until("one server is there, the other starts", || {
+            let servers = broker.servers("e");
+            servers.iter().any(|it| it.state == ServerState::Ready)
+                && servers.iter().any(|it| it.what.as_deref() == Some("starting"))
+        })
+        .await;
+        let drained = tokio::time::timeout(LIMIT, broker.drain("e", Duration::from_secs(60)));
+        assert!(drained.await.expect("it ends"), "nothing was in flight");
+        assert_eq!(
             broker
                 .servers("e")
                 .iter()
-                .any(|it| it.state == ServerState::Ready)
-        })
-        .await;
-        let drained = tokio::time::timeout(LIMIT, broker.drain("e", Duration::from_millis(200)));
-        assert!(
-            !drained.await.expect("it ends"),
-            "one was not there to be drained"
+                .map(|it| it.what.as_deref())
+                .collect::<Vec<_>>(),
+            [Some("drained"); 2]
         );
-        until("the other serves on", || {
-            broker
-                .servers("e")
-                .iter()
-                .any(|it| it.state == ServerState::Ready)
-        })
-        .await;
+        assert!(pids(dir.path()).is_empty(), "the start's server is gone too");
         broker.shutdown().await;
     });
 }

@@ -219,7 +219,7 @@ fn swept(folder: &WarmFolder, printer: Printer) {
 }
 
 /// Columns as wide as their widest cell.
-fn columns(lines: &[Vec<String>]) -> String {
+pub(super) fn columns(lines: &[Vec<String>]) -> String {
     let count = lines.first().map_or(0, Vec::len);
     let width = |at: usize| {
         let cells = lines.iter().filter_map(|line| line.get(at));

@@ -115,12 +115,9 @@ impl Keeper {
 
     /// One life of the server: from room in memory to its end.
     async fn life(&self, restarts: &mut Restarts, failed: Option<&str>, post: &mut Post) -> Over {
-        let reason = match failed {
-            None => "starting".to_owned(),
-            Some(why) => format!("starting again; before, {why}"),
-        };
         self.gate.absent(self.at, "being prepared", true);
-        let prepared = match self.prepared().await {
+        let stop = self.stop.child_token();
+        let prepared = match self.unless_drained(post, &stop, self.prepared(&stop)).await {
             Ok(prepared) => prepared,
             // It could be prepared before: what is missing now may come back.
             Err(Over::Hopeless(why)) if failed.is_some() => {
@@ -132,48 +129,93 @@ impl Keeper {
         if let Some(over) = self.attached(&prepared.spec_digest, restarts, post).await {
             return over;
         }
-        self.gate.absent(self.at, "waiting for room in memory", false);
-        let booking = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return Over::Stopped,
-            booking = self.memory.book(&self.gate, &prepared.need) => booking,
-        };
-        let Some(booking) = booking else {
-            return Over::Hopeless("needs more memory than `resources` has".to_owned());
-        };
-        if self.spec.launch.lazy && !self.gate.lock().is_wanted() {
-            // Whoever waited has gone, or another server was quicker.
-            return Over::Released;
-        }
-        self.gate.absent(self.at, "starting", true);
-        self.tell_starting(&self.events, reason);
-        match self.supervisor.start(prepared, &self.stop).await {
-            Ok(ready) => {
+        let start = self.started(prepared, failed, &stop);
+        match self.unless_drained(post, &stop, start).await {
+            Ok((ready, booking)) => {
                 restarts.ready(Instant::now().into_std());
                 self.serve(ready, &booking, post).await
             }
-            Err(_) if self.stop.is_cancelled() => Over::Stopped,
+            Err(over) => over,
+        }
+    }
+
+    /// Does a part of a start. A drain ends it: a server that is not there yet has nothing to wait for.
+    async fn unless_drained<T>(
+        &self,
+        post: &mut Post,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<T, Over>>,
+    ) -> Result<T, Over> {
+        let mut work = std::pin::pin!(work);
+        let order = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            order = post.order() => order,
+        };
+        stop.cancel();
+        if let Ok(done) = work.await {
+            // It was there in that moment: who serves hears of the order.
+            post.again(order);
+            return Ok(done);
+        }
+        self.gate.absent(self.at, "drained", false);
+        Err(if order.absent().await {
+            Over::Stopped
+        } else {
+            Over::Released
+        })
+    }
+
+    /// The server, from room in memory to its first answer.
+    async fn started(
+        &self,
+        prepared: PreparedEngine,
+        failed: Option<&str>,
+        stop: &CancellationToken,
+    ) -> Result<(Ready, Booking), Over> {
+        self.gate.absent(self.at, "waiting for room in memory", false);
+        let booking = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(Over::Stopped),
+            booking = self.memory.book(&self.gate, &prepared.need) => booking,
+        };
+        let Some(booking) = booking else {
+            return Err(Over::Hopeless("needs more memory than engines may use here beside those that `engine up` keeps: raise `resources`, lower `context` or `concurrency`, or stop one of those with `chainette engine down --pool ID`".to_owned()));
+        };
+        if self.spec.launch.lazy && !self.gate.lock().is_wanted() {
+            // Whoever waited has gone, or another server was quicker.
+            return Err(Over::Released);
+        }
+        self.gate.absent(self.at, "starting", true);
+        let reason = match failed {
+            None => "starting".to_owned(),
+            Some(why) => format!("starting again; before, {why}"),
+        };
+        self.tell_starting(&self.events, reason);
+        match self.supervisor.start(prepared, stop).await {
+            Ok(ready) => Ok((ready, booking)),
+            Err(_) if stop.is_cancelled() => Err(Over::Stopped),
             Err(failure) => {
                 self.tell_crash(in_short(&failure), 0, &failure.log);
                 self.tell_log(&failure.log_tail);
                 if failure.stillborn && failed.is_none() {
-                    return Over::Hopeless(in_full(&failure));
+                    return Err(Over::Hopeless(in_full(&failure)));
                 }
-                Over::Failed {
+                Err(Over::Failed {
                     why: in_short(&failure),
                     explained: false,
-                }
+                })
             }
         }
     }
 
     /// All that a start needs.
-    pub(super) async fn prepared(&self) -> Result<PreparedEngine, Over> {
+    async fn prepared(&self, stop: &CancellationToken) -> Result<PreparedEngine, Over> {
         let (prepare, events) = (Arc::clone(&self.prepare), self.events.clone());
-        let (engine, replica, stop) = (self.gate.name().to_owned(), self.replica(), self.stop.clone());
+        let (engine, replica, over) = (self.gate.name().to_owned(), self.replica(), stop.clone());
         let work = tokio::task::spawn_blocking(move || {
             prepare(&|news| {
-                if stop.is_cancelled() {
+                if over.is_cancelled() {
                     return ControlFlow::Break(());
                 }
                 if !news.is_empty() {
@@ -189,7 +231,7 @@ impl Keeper {
         });
         let prepared = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Err(Over::Stopped),
+            () = stop.cancelled() => return Err(Over::Stopped),
             prepared = work => prepared,
         };
         match prepared {

@@ -227,7 +227,8 @@ pub(super) enum Drained {
 #[derive(Debug)]
 pub(super) struct Post {
     /// What it is told to do.
-    pub(super) orders: mpsc::Receiver<Drain>,
+    orders: mpsc::Receiver<Drain>,
+    kept: Option<Drain>,
     last: Arc<Mutex<Option<String>>>,
 }
 
@@ -237,8 +238,16 @@ impl Post {
         *locked(&self.last) = Some(why.to_owned());
     }
 
+    /// Leaves an order for later.
+    pub(super) fn again(&mut self, order: Drain) {
+        self.kept = Some(order);
+    }
+
     /// The next order; never, when there can be none.
     pub(super) async fn order(&mut self) -> Drain {
+        if let Some(order) = self.kept.take() {
+            return order;
+        }
         match self.orders.recv().await {
             Some(order) => order,
             None => std::future::pending().await,
@@ -270,7 +279,11 @@ impl Orders {
             order,
             last: Arc::clone(&last),
         });
-        Post { orders, last }
+        Post {
+            orders,
+            kept: None,
+            last,
+        }
     }
 
     /// The keepers of an engine.
@@ -335,7 +348,7 @@ impl Broker {
             }
             replies.push(reply);
         }
-        // One that is just starting its server hears of it afterwards only, when it is too late to agree.
+        // One whose work on a start cannot be ended at once hears of it too late to agree.
         let late = async {
             tokio::time::sleep_until(until + LATE).await;
             if !all.expired() {
