@@ -8,6 +8,7 @@ use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
 use super::{Exit, compile, csv_types, explain_error, turns};
+use crate::engine::Stop;
 use crate::engine::broker::stage::Stage;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
@@ -191,7 +192,7 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                     | RunError::Gone { .. }
                     | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
                 ) => "",
-                Some(RunError::Stop(_)) => {
+                Some(RunError::Stop(Stop::Engine { .. })) => {
                     "\n  once that is mended the same command goes on where this stopped; a chain that was changed needs --resume"
                 }
                 Some(error) => again(error),
