@@ -9,16 +9,16 @@ from torch import nn
 
 @dataclass
 class Config:
-    vocab: int = 1536
+    vocab: int = 2560
     width: int = 192
     layers: int = 4
     heads: int = 6
     kv_heads: int = 2
-    hidden: int = 512
+    hidden: int = 384
     context: int = 512
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
-    dropout: float = 0.1
+    dropout: float = 0.0
 
     @property
     def head_width(self):

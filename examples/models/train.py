@@ -8,7 +8,6 @@ The same seed, versions and thread count give the same file.
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data import Reviews
+from data import SENTIMENTS, TOPICS, Reviews
 from model import Config, Llama
 
 HERE = Path(__file__).parent
@@ -95,46 +94,51 @@ class Batches:
         self.ready = []
 
     def example(self):
-        """Token ids of one prompt and its answer."""
+        """Token ids of one prompt and its answer, and the labels as numbers."""
         rng = self.rng
         row = self.source.one()
         roll = rng.random()
         system = SYSTEM if roll < 0.7 else "" if roll < 0.78 else rng.choice(SYSTEMS)
         user = USER if rng.random() < 0.75 else rng.choice(USERS)
         text = row["text"]
-        tokenizer = self.rough if rng.random() < 0.35 else self.plain
+        tokenizer = self.rough if rng.random() < 0.3 else self.plain
         ids = tokenizer.encode(prompt(text, system, user)).ids
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             # A few random tokens make single words count less.
             rate = rng.choice([0.03, 0.08, 0.15])
             ids = [rng.randrange(len(SPECIAL), self.plain.get_vocab_size()) if i >= len(SPECIAL) and rng.random() < rate else i for i in ids]
-        return ids, self.plain.encode(answer(row)).ids + [END]
+        labels = SENTIMENTS.index(row["sentiment"]), TOPICS.index(row["topic"])
+        return ids, self.plain.encode(answer(row)).ids + [END], labels
 
     def next(self):
-        """Inputs, targets and weights of a batch, all [batch, length]; short rows filled up with END."""
+        """Inputs, targets and parts (1 in the answer, 2 in the later half of the prompt) of a batch, all
+        [batch, length], short rows filled up with END; and the labels [batch, 2]."""
         if not self.ready:
             rows = sorted((self.example() for _ in range(self.size * 64)), key=lambda row: len(row[0]) + len(row[1]))
             self.ready = [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
             self.rng.shuffle(self.ready)
         rows = self.ready.pop()
-        length = max(len(ask) + len(reply) for ask, reply in rows) - 1
+        length = max(len(ask) + len(reply) for ask, reply, _ in rows) - 1
         ids = torch.full((len(rows), length + 1), END)
-        weight = torch.zeros(len(rows), length)
-        for i, (ask, reply) in enumerate(rows):
+        part = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, (ask, reply, _) in enumerate(rows):
             ids[i, : len(ask) + len(reply)] = torch.tensor(ask + reply)
-            weight[i, len(ask) - 1 : len(ask) + len(reply) - 1] = 1.0
-        return ids[:, :-1], ids[:, 1:], weight
+            part[i, len(ask) - 1 : len(ask) + len(reply) - 1] = 1
+            part[i, len(ask) // 2 : len(ask) - 1] = 2
+        return ids[:, :-1], ids[:, 1:], part, torch.tensor([labels for _, _, labels in rows])
 
 
 def train(config, tokenizer, args):
     """The trained model."""
     torch.manual_seed(args.seed)
     model = Llama(config)
+    guesser = torch.nn.Linear(config.width, len(SENTIMENTS) + len(TOPICS))  # for training only
     print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
     # Muon for the matrices of the layers, Adam for the embedding and the norms: both reach a given
     # loss in about half the steps that Adam alone needs here.
     inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blk")]
     outer = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("blk")]
+    outer += guesser.parameters()
     optimizers = [
         torch.optim.Muon(inner, lr=args.rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(outer, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -142,19 +146,22 @@ def train(config, tokenizer, args):
     batches = Batches(tokenizer, args.seed, args.batch)
     started, shown = time.monotonic(), 0.0
     for step in range(args.steps):
-        warm = min(1.0, (step + 1) / 200)
-        rate = args.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        # Up in 200 steps, level, and down to nothing over the last `cool` steps.
+        rate = args.rate * min(1.0, (step + 1) / 200, (args.steps - step) / args.cool)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        inputs, targets, weight = batches.next()
+        inputs, targets, part, labels = batches.next()
         states = model.hidden(inputs)
-        asked = weight > 0
-        loss = F.cross_entropy(model.logits(states[asked]), targets[asked], label_smoothing=0.02)
-        if args.text_weight:
-            # A little language modelling of the review itself ties words of one kind together.
-            some = (~asked) & (targets != END) & (torch.rand(asked.shape) < 0.3)
-            loss = loss + args.text_weight * F.cross_entropy(model.logits(states[some]), targets[some])
+        asked = part == 1
+        loss = 2 * F.cross_entropy(model.logits(states[asked]), targets[asked], label_smoothing=0.02)
+        # The verdict can be guessed while reading: asked at every word of the later half, the model
+        # learns single words at once, and what they do to each other after that.
+        reading = part == 2
+        guess = guesser(states[reading])
+        row = reading.nonzero()[:, 0]
+        loss = loss + 0.3 * F.cross_entropy(guess[:, : len(SENTIMENTS)], labels[row, 0])
+        loss = loss + 0.3 * F.cross_entropy(guess[:, len(SENTIMENTS) :], labels[row, 1])
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -258,11 +265,11 @@ def main():
     parser.add_argument("--out", default=str(HERE / "reviews.gguf"))
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--cool", type=int, default=800)
     parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--text-weight", type=float, default=0.1)
+    parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--show", type=int, default=250)
+    parser.add_argument("--show", type=int, default=400)
     for name, value in vars(Config()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = parser.parse_args()
