@@ -131,7 +131,7 @@ class Batches:
 def train(config, tokenizer, args):
     """The trained model."""
     torch.manual_seed(args.seed)
-    model = Llama(config)
+    model = load(args.resume)[0].train() if args.resume else Llama(config)
     guesser = torch.nn.Linear(config.width, len(SENTIMENTS) + len(TOPICS))  # for training only
     print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
     # Muon for the matrices of the layers, Adam for the embedding and the norms: both reach a given
@@ -263,8 +263,9 @@ def load(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(HERE / "reviews.gguf"))
+    parser.add_argument("--resume", help="go on from this GGUF file (with another seed: other reviews)")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2317)
     parser.add_argument("--cool", type=int, default=800)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=4e-3)
@@ -276,7 +277,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     config = Config(**{name: getattr(args, name) for name in vars(Config())})
-    tokenizer = train_tokenizer(config.vocab, args.seed)
+    tokenizer = load(args.resume)[1] if args.resume else train_tokenizer(config.vocab, args.seed)
     model = train(config, tokenizer, args).eval()
     for weight in model.parameters():
         if weight.dim() == 2:
