@@ -3,7 +3,7 @@
     pip install -r requirements.txt      # Python 3.11 or newer, any CPU
     python train.py                      # writes reviews.gguf, prints its figures
 
-The same seed, versions and thread count give the same file.
+Seeds are fixed and torch's deterministic algorithms are on.
 """
 
 import argparse
@@ -134,8 +134,8 @@ def train(config, tokenizer, args):
     model = load(args.resume)[0].train() if args.resume else Llama(config)
     guesser = torch.nn.Linear(config.width, len(SENTIMENTS) + len(TOPICS))  # for training only
     print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
-    # Muon for the matrices of the layers, Adam for the embedding and the norms: both reach a given
-    # loss in about half the steps that Adam alone needs here.
+    # Muon for the matrices of the layers, Adam for the embedding and the norms: in a short trial on a
+    # smaller network the loss was lower after the same number of steps than with Adam alone.
     inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blk")]
     outer = [p for name, p in model.named_parameters() if p.dim() != 2 or not name.startswith("blk")]
     outer += guesser.parameters()
