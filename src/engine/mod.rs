@@ -5,6 +5,8 @@
 
 pub mod broker;
 pub mod client;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod provision;
 pub mod supervise;
 pub mod warm;
@@ -58,6 +60,24 @@ pub struct Request<'a> {
     /// Ask for a stream even where a short reply is expected. It changes neither what is asked nor
     /// what comes of it, only that a runaway can be cut early.
     pub stream: bool,
+}
+
+impl Message {
+    /// What the user says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self {
+            role: Role::User,
+            content: content.into(),
+        }
+    }
+
+    /// The system prompt.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self {
+            role: Role::System,
+            content: content.into(),
+        }
+    }
 }
 
 impl Reply {

@@ -41,6 +41,7 @@ pub(crate) const FIELDS: &[&str] = &[
     "reasoning",
     "reasoning_parser",
     "deterministic",
+    "workers",
     "price",
 ];
 
@@ -97,13 +98,14 @@ pub(crate) const POOL: &[&str] = &[
     "reasoning",
     "reasoning_parser",
     "deterministic",
+    "workers",
     "price",
 ];
 
 /// The keys of a model that is pinned.
 pub(crate) const MODEL: &[&str] = &["id", "sha256"];
 
-const WHAT_WORKS: &str = "there is openai, vllm, llamacpp, tgi, ollama";
+const WHAT_WORKS: &str = "there is openai, vllm, llamacpp, tgi, ollama, embedded";
 
 /// The clocks of `timeout`.
 pub(crate) const TIMEOUT: &[&str] = &["connect", "first_byte", "between_bytes", "total"];
@@ -179,7 +181,9 @@ fn read_fields(
     let attached = fields.has("endpoint");
     let endpoint = attached.then(|| endpoint(fields, problems));
     if let Some(backend) = backend {
-        if !attached && !backend.is_started() {
+        if backend == Backend::Embedded {
+            launch_fields::check_embedded(fields, problems);
+        } else if !attached && !backend.is_started() {
             needs_endpoint(name, backend, problems);
         } else {
             launch_fields::check_place(fields, backend, attached, problems);
@@ -215,7 +219,7 @@ fn read_fields(
         launch: launch_fields::read(fields, folder, problems),
     };
     let (model, sha256) = model?;
-    let whole = backend?.is_started() || attached;
+    let whole = backend?.is_started() || backend == Some(Backend::Embedded) || attached;
     if !whole || endpoint == Some(None) {
         return None;
     }
@@ -243,9 +247,9 @@ fn needs_endpoint(name: &Text, backend: Backend, problems: &mut Problems) {
         )
         .help(match backend {
             Backend::Ollama => {
-                "for example `endpoint: http://127.0.0.1:11434`; chainette starts llamacpp, vllm and tgi"
+                "for example `endpoint: http://127.0.0.1:11434`; chainette starts llamacpp, vllm and tgi, and runs embedded itself"
             }
-            _ => "for example `endpoint: http://127.0.0.1:8000/v1`; chainette starts llamacpp, vllm and tgi",
+            _ => "for example `endpoint: http://127.0.0.1:8000/v1`; chainette starts llamacpp, vllm and tgi, and runs embedded itself",
         });
 }
 

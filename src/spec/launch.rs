@@ -46,6 +46,8 @@ pub struct Launch {
     pub reasoning_parser: Option<String>,
     /// One request at a time and a fixed seed.
     pub deterministic: bool,
+    /// Most workers that hold a model in this process, 1..=4; none: as many as there are processors, at most 4.
+    pub workers: Option<u32>,
 }
 
 impl Default for Launch {
@@ -71,6 +73,7 @@ impl Default for Launch {
             memory: Memory::default(),
             reasoning_parser: None,
             deterministic: false,
+            workers: None,
         }
     }
 }

@@ -27,6 +27,7 @@ const STARTING: &[&str] = &[
     "memory",
     "reasoning_parser",
     "deterministic",
+    "workers",
 ];
 
 /// The fields that only some backends have a flag for.
@@ -37,6 +38,56 @@ const ONLY: &[(&str, &[Backend])] = &[
     ("tensor_parallel_size", &[Backend::Vllm, Backend::Tgi]),
     ("reasoning_parser", &[Backend::Vllm]),
 ];
+
+/// The fields that do nothing for a model in this process.
+const OF_SERVERS: &[&str] = &[
+    "endpoint",
+    "api_key_env",
+    "headers",
+    "rpm",
+    "tpm",
+    "max_reply",
+    "replicas",
+    "port",
+    "host",
+    "binary",
+    "flags",
+    "env",
+    "devices",
+    "require_gpu",
+    "dtype",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "tensor_parallel_size",
+    "reasoning",
+    "reasoning_parser",
+    "deterministic",
+];
+
+/// Most workers of a model in this process.
+const MOST_WORKERS: i64 = 4;
+
+/// Tells of fields that do nothing for a model in this process.
+pub(super) fn check_embedded(fields: &Fields<'_>, problems: &mut Problems) {
+    for field in OF_SERVERS {
+        idle(
+            fields,
+            field,
+            "for `backend: embedded`: its model runs in this process".to_owned(),
+            "leave it out, or take a server: `backend: llamacpp`".to_owned(),
+            problems,
+        );
+    }
+    if !cfg!(feature = "embedded") {
+        problems
+            .add(
+                Code::Unsupported,
+                fields.span(),
+                "this chainette was built without models in its own process",
+            )
+            .help("build it with the feature `embedded` (it is one of the default ones), or take a server");
+    }
+}
 
 /// The keys of `memory`.
 pub(crate) const MEMORY: &[&str] = &["ram", "vram"];
@@ -84,6 +135,13 @@ pub(super) fn check_place(fields: &Fields<'_>, backend: Backend, attached: bool,
         }
         return;
     }
+    idle(
+        fields,
+        "workers",
+        format!("for `backend: {}`", backend.as_str()),
+        "leave it out; `replicas` sets the number of servers".to_owned(),
+        problems,
+    );
     for (field, backends) in ONLY.iter().filter(|(_, backends)| !backends.contains(&backend)) {
         let names: Vec<String> = backends.iter().map(|b| format!("`{}`", b.as_str())).collect();
         idle(
@@ -163,6 +221,7 @@ pub(super) fn read(fields: &Fields<'_>, folder: &Path, problems: &mut Problems) 
         memory: memory(fields, problems),
         reasoning_parser: line(fields, "reasoning_parser", problems).map(|text| text.value),
         deterministic: fields.bool("deterministic", false, problems),
+        workers: count(fields, "workers", MOST_WORKERS, problems),
     };
     check_together(fields, &launch, problems);
     launch

@@ -54,11 +54,20 @@ pub enum Backend {
     Tgi,
     /// Ollama's own `/api/chat`.
     Ollama,
+    /// A model in this process.
+    Embedded,
 }
 
 impl Backend {
     /// Every backend.
-    pub const ALL: [Self; 5] = [Self::OpenAi, Self::Vllm, Self::LlamaCpp, Self::Tgi, Self::Ollama];
+    pub const ALL: [Self; 6] = [
+        Self::OpenAi,
+        Self::Vllm,
+        Self::LlamaCpp,
+        Self::Tgi,
+        Self::Ollama,
+        Self::Embedded,
+    ];
 
     /// The name in a chain.
     pub fn as_str(self) -> &'static str {
@@ -69,7 +78,13 @@ impl Backend {
             Self::LlamaCpp => "llamacpp",
             Self::Tgi => "tgi",
             Self::Ollama => "ollama",
+            Self::Embedded => "embedded",
         }
+    }
+
+    /// True when its models are GGUF files.
+    pub fn takes_gguf(self) -> bool {
+        matches!(self, Self::LlamaCpp | Self::Embedded)
     }
 
     /// True when chainette can start its servers; the others are always someone else's.
@@ -171,6 +186,16 @@ impl EngineSpec {
             tpm: None,
             launch: Launch::default(),
         }
+    }
+
+    /// True when its model runs in this process.
+    pub fn is_embedded(&self) -> bool {
+        self.backend == Backend::Embedded
+    }
+
+    /// True when its model is ours to load: in a server that we start, or in this process.
+    pub fn is_ours(&self) -> bool {
+        self.is_launched() || self.is_embedded()
     }
 
     /// True when chainette starts its server: it has no `endpoint`, and its backend is one that can be started.

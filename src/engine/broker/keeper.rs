@@ -10,7 +10,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
-use super::memory::{Booking, MemoryLedger};
+use super::memory::{Booking, MemoryLedger, Resident};
 use super::orders::{Drained, Post, Sharing};
 use crate::engine::client::watched;
 use crate::engine::provision::PreparedEngine;
@@ -174,10 +174,11 @@ impl Keeper {
         stop: &CancellationToken,
     ) -> Result<(Ready, Booking), Over> {
         self.gate.absent(self.at, "waiting for room in memory", false);
+        let resident: Arc<dyn Resident> = Arc::clone(&self.gate) as _;
         let booking = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Over::Stopped),
-            booking = self.memory.book(&self.gate, &prepared.need) => booking,
+            booking = self.memory.book(&resident, &prepared.need) => booking,
         };
         let Some(booking) = booking else {
             return Err(Over::Hopeless("needs more memory than engines may use here beside those that `engine up` keeps: raise `resources`, lower `context` or `concurrency`, or stop one of those with `chainette engine down --pool ID`".to_owned()));

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::gate::Gate;
 use crate::engine::provision::Need;
 
 /// Between two looks for somebody who became idle, when nobody says so.
@@ -59,6 +58,15 @@ impl Budget {
     }
 }
 
+/// Who has memory booked.
+pub trait Resident: Send + Sync {
+    /// Its name in messages.
+    fn name(&self) -> &str;
+
+    /// Since when nobody has used it; none while somebody does.
+    fn unused_since(&self) -> Option<Instant>;
+}
+
 /// One ledger for all engines that share a machine. Clones share it.
 #[derive(Clone, Debug)]
 pub struct MemoryLedger(Arc<Ledger>);
@@ -68,6 +76,8 @@ struct Ledger {
     budget: Budget,
     books: Mutex<Books>,
     freed: Notify,
+    /// Held while a model is loaded into this process, so that what it takes can be told.
+    loading: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -76,17 +86,22 @@ struct Books {
     booked: BTreeMap<u64, Entry>,
 }
 
-#[derive(Debug)]
 struct Entry {
     need: Need,
-    gate: Weak<Gate>,
+    resident: Weak<dyn Resident>,
     /// Asked to make room for this engine.
     evict: Arc<Eviction>,
 }
 
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entry({:?})", self.need)
+    }
+}
+
 /// The wish that a server makes room.
 #[derive(Debug, Default)]
-pub(super) struct Eviction {
+pub(in crate::engine) struct Eviction {
     told: Notify,
     /// For whom.
     by: Mutex<Option<String>>,
@@ -99,7 +114,7 @@ impl Eviction {
     }
 
     /// Waits until somebody needs the room; who.
-    pub(super) async fn asked(&self) -> String {
+    pub(in crate::engine) async fn asked(&self) -> String {
         loop {
             self.told.notified().await;
             if let Some(by) = lock(&self.by).take() {
@@ -111,10 +126,32 @@ impl Eviction {
 
 /// Memory that is taken. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Booking {
+pub(in crate::engine) struct Booking {
     ledger: MemoryLedger,
     id: u64,
     pub(super) evict: Arc<Eviction>,
+}
+
+#[cfg(feature = "embedded")]
+impl Booking {
+    /// Tells when others need the room.
+    pub(in crate::engine) fn eviction(&self) -> Arc<Eviction> {
+        Arc::clone(&self.evict)
+    }
+
+    /// Held while a model is loaded: one at a time, else nobody knows what each of them takes.
+    pub(in crate::engine) fn loading(&self) -> MutexGuard<'_, ()> {
+        lock(&self.ledger.0.loading)
+    }
+
+    /// Corrects an estimate by what was measured when the model was loaded. What it works with comes on top later: a
+    /// correction downwards leaves half of the estimate.
+    pub(in crate::engine) fn correct(&self, estimate: &Need, measured: u64) {
+        if let Some(entry) = lock(&self.ledger.0.books).booked.get_mut(&self.id) {
+            entry.need.ram = measured.max(estimate.ram / 2);
+        }
+        self.ledger.0.freed.notify_waiters();
+    }
 }
 
 impl Drop for Booking {
@@ -131,6 +168,7 @@ impl MemoryLedger {
             budget,
             books: Mutex::default(),
             freed: Notify::new(),
+            loading: Mutex::default(),
         }))
     }
 
@@ -155,21 +193,22 @@ impl MemoryLedger {
 
     /// Waits until there is room, for which idle engines are asked to go, the one that was used longest ago first;
     /// none if there never will be.
-    pub(super) async fn book(&self, gate: &Arc<Gate>, need: &Need) -> Option<Booking> {
+    pub(in crate::engine) async fn book(&self, resident: &Arc<dyn Resident>, need: &Need) -> Option<Booking> {
         if !self.0.budget.holds([need]) {
             return None;
         }
         loop {
             let freed = self.0.freed.notified();
-            if let Some(booking) = self.try_book(gate, need) {
+            if let Some(booking) = self.try_book(resident, need) {
                 return Some(booking);
             }
-            self.make_room(gate);
+            self.make_room(resident);
             let _looked = tokio::time::timeout(LOOK, freed).await;
         }
     }
 
-    fn try_book(&self, gate: &Arc<Gate>, need: &Need) -> Option<Booking> {
+    /// The same, if there is room now.
+    pub(in crate::engine) fn try_book(&self, resident: &Arc<dyn Resident>, need: &Need) -> Option<Booking> {
         let mut books = lock(&self.0.books);
         let taken = books.booked.values().map(|entry| &entry.need);
         if !self.0.budget.holds(taken.chain([need])) {
@@ -180,7 +219,7 @@ impl MemoryLedger {
         let evict = Arc::<Eviction>::default();
         let entry = Entry {
             need: need.clone(),
-            gate: Arc::downgrade(gate),
+            resident: Arc::downgrade(resident),
             evict: Arc::clone(&evict),
         };
         books.booked.insert(id, entry);
@@ -199,14 +238,14 @@ impl MemoryLedger {
     }
 
     /// Asks the engine that nobody uses, and that was used longest ago, to go; all servers of it.
-    fn make_room(&self, gate: &Arc<Gate>) {
-        let residents: Vec<(Arc<Gate>, Arc<Eviction>)> = lock(&self.0.books)
+    fn make_room(&self, wanting: &Arc<dyn Resident>) {
+        let residents: Vec<(Arc<dyn Resident>, Arc<Eviction>)> = lock(&self.0.books)
             .booked
             .values()
-            .filter_map(|entry| Some((entry.gate.upgrade()?, Arc::clone(&entry.evict))))
-            .filter(|(resident, _)| !Arc::ptr_eq(resident, gate))
+            .filter_map(|entry| Some((entry.resident.upgrade()?, Arc::clone(&entry.evict))))
+            .filter(|(resident, _)| !same(resident, wanting))
             .collect();
-        // Gates have locks of their own: not under that of the books.
+        // Residents have locks of their own: not under that of the books.
         let idle = residents
             .iter()
             .filter_map(|(resident, evict)| Some((resident.unused_since()?, resident, evict)));
@@ -214,11 +253,16 @@ impl MemoryLedger {
             return;
         };
         for (resident, evict) in &residents {
-            if Arc::ptr_eq(resident, oldest) {
-                evict.ask(gate.name());
+            if same(resident, oldest) {
+                evict.ask(wanting.name());
             }
         }
     }
+}
+
+/// Whether two are the same one.
+fn same(a: &Arc<dyn Resident>, b: &Arc<dyn Resident>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -21,7 +21,9 @@ mod tending;
 pub use keeper::Prepare;
 pub use launching::preparation;
 pub use lease::Lease;
-pub use memory::{Budget, MemoryLedger};
+#[cfg(feature = "embedded")]
+pub(in crate::engine) use memory::{Booking, Eviction};
+pub use memory::{Budget, MemoryLedger, Resident};
 pub use orders::{ServerState, ServerView, Sharing};
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::gate::Gate;
+use super::memory::Resident;
 use super::place::{Answerer, Health};
 use super::suspects::{Crash, Who};
 use crate::engine::SharedEngine;
@@ -180,12 +181,6 @@ impl Gate {
         (place.in_flight == 0 && !state.is_wanted()).then(|| place.idle_since.elapsed())
     }
 
-    /// When it was last lent, if nobody uses or wants the engine now.
-    pub(super) fn unused_since(&self) -> Option<Instant> {
-        let state = self.lock();
-        (!state.is_in_use()).then_some(state.used)
-    }
-
     /// Requests in flight at a server.
     pub(super) fn in_flight(&self, at: usize) -> usize {
         self.lock().places.get(at).map_or(0, |place| place.in_flight)
@@ -208,5 +203,16 @@ impl Gate {
         if let Some(place) = self.lock().places.get_mut(at) {
             place.flying.remove(&lease);
         }
+    }
+}
+
+impl Resident for Gate {
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    fn unused_since(&self) -> Option<std::time::Instant> {
+        let state = self.lock();
+        (!state.is_in_use()).then(|| state.used.into_std())
     }
 }

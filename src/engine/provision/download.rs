@@ -38,7 +38,7 @@ pub(super) fn fetch(
     let whole = |snapshot: &Snapshot| hub::whole(snapshot, of, backend);
     let ready = cached.and_then(|snapshot| Some((whole(&snapshot)?, snapshot)));
     // Which file it is, only the hub can tell.
-    let open = of.file.is_none() && backend == Backend::LlamaCpp;
+    let open = of.file.is_none() && backend.takes_gguf();
     if let Some((path, snapshot)) = &ready
         && (!open || hub.offline)
     {
@@ -156,7 +156,7 @@ impl Fetching<'_> {
         };
         let path = match (&self.of.file, backend, wanted.first()) {
             (Some(name), ..) => snapshot.folder.join(name),
-            (None, Backend::LlamaCpp, Some(first)) => snapshot.folder.join(first),
+            (None, backend, Some(first)) if backend.takes_gguf() => snapshot.folder.join(first),
             _ => snapshot.folder.clone(),
         };
         Ok((snapshot, path))
@@ -179,7 +179,7 @@ impl Fetching<'_> {
             }
             return Ok(parts(name));
         }
-        if backend != Backend::LlamaCpp {
+        if !backend.takes_gguf() {
             let wanted = hub::wanted(listed_files);
             if !wanted
                 .iter()

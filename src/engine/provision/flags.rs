@@ -107,7 +107,7 @@ pub(super) fn line(given: Given<'_>) -> Line {
         Backend::Vllm => ours(given, theirs(flags, &vllm::DIALECT), vllm::defaults),
         Backend::Tgi => ours(given, theirs(flags, &tgi::DIALECT), tgi::defaults),
         // Not started by us.
-        Backend::OpenAi | Backend::Ollama | Backend::Custom => Line::default(),
+        Backend::OpenAi | Backend::Ollama | Backend::Embedded | Backend::Custom => Line::default(),
     }
 }
 

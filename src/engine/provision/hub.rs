@@ -49,7 +49,7 @@ pub(super) fn whole(snapshot: &Snapshot, of: &HubReference, backend: Backend) ->
     match (&of.file, backend) {
         (Some(name), _) => file(name),
         // Whether it is the only one of the repository is for the hub to say.
-        (None, Backend::LlamaCpp) => match ggufs(&names(folder)).as_slice() {
+        (None, backend) if backend.takes_gguf() => match ggufs(&names(folder)).as_slice() {
             [only] => file(only),
             _ => None,
         },

@@ -51,6 +51,7 @@ pub(super) fn need(
             let used = line.number("shards").unwrap_or(gpus.len());
             share_of(gpus, used, line.number("gpu_share").unwrap_or(1.0))
         }
+        Backend::Embedded => embedded(spec, weights),
         Backend::OpenAi | Backend::Ollama | Backend::Custom => Need::default(),
     };
     let said = spec.launch.memory;
@@ -63,6 +64,20 @@ pub(super) fn need(
         }
     }
     need
+}
+
+/// What a worker in this process takes.
+#[cfg(feature = "embedded")]
+fn embedded(spec: &EngineSpec, weights: &Weights) -> Need {
+    use crate::engine::embedded::{Loader as _, text_model};
+    // A file that cannot be read was told of when it was looked at first.
+    let size = text_model(spec, &weights.path).size();
+    size.map(|size| size.need).unwrap_or_default()
+}
+
+#[cfg(not(feature = "embedded"))]
+fn embedded(_spec: &EngineSpec, _weights: &Weights) -> Need {
+    Need::default()
 }
 
 /// Bytes kept of so many tokens.

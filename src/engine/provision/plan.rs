@@ -77,7 +77,7 @@ pub fn plan_all(
     let mut all = Vec::new();
     let mut plans = Vec::with_capacity(specs.len());
     for spec in specs {
-        if !spec.is_launched() {
+        if !spec.is_ours() {
             plans.push(None);
             continue;
         }
@@ -96,7 +96,11 @@ pub fn plan_all(
 pub fn plan(spec: &EngineSpec, resources: &Resources, machine: &Machine) -> Result<Plan, Vec<Missing>> {
     let mut troubles: Vec<Trouble> = Vec::new();
     let mut keep = |trouble: Trouble| troubles.push(trouble);
-    let binary = program(spec, machine).map_err(&mut keep).ok();
+    let binary = match spec.is_embedded() {
+        true => Ok(PathBuf::new()),
+        false => program(spec, machine),
+    };
+    let binary = binary.map_err(&mut keep).ok();
     let model = model(spec, machine).map_err(&mut keep).ok();
     let gpus = gpus(spec, machine).map_err(&mut keep).ok();
     let mask = spec.launch.devices.as_ref().map(|devices| {
@@ -193,6 +197,9 @@ impl Plan {
             notes.push(format!(
                 "{model} is downloaded first; what it needs of the memory is known then"
             ));
+        }
+        if spec.is_embedded() {
+            return notes;
         }
         let host = self.host(line);
         let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -322,6 +329,20 @@ fn model(spec: &EngineSpec, machine: &Machine) -> Result<(Source, Option<Weights
             (Source::Hub { of }, here)
         }
     };
+    #[cfg(feature = "embedded")]
+    if let (true, Some(weights)) = (spec.is_embedded(), &here) {
+        use crate::engine::embedded::{Loader as _, text_model};
+        text_model(spec, &weights.path).size().map_err(|error| {
+            let (what, how) = error.message.split_once("\n  ").unwrap_or((&error.message, ""));
+            (
+                what.to_owned(),
+                match how {
+                    "" => "name a GGUF file that can be read, or download it again".to_owned(),
+                    how => how.to_owned(),
+                },
+            )
+        })?;
+    }
     if spec.launch.sha256.is_some() && here.as_ref().is_some_and(|weights| weights.files.len() != 1) {
         return Err(pins_one_file(&spec.model));
     }

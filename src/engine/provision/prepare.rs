@@ -138,6 +138,14 @@ pub fn prepare(
         let what = format!("the engine `{}` never fits: {what}", plan.spec.name);
         return Err(PrepareError::Misfit { what, how });
     }
+    if plan.spec.is_embedded() {
+        let mut prepared = assemble(plan, &line, replica);
+        prepared.need = need;
+        prepared.model_path = Some(staged.weights.path);
+        prepared.model_digest = Some(staged.digest);
+        prepared.spec_digest = digest(&prepared);
+        return Ok(prepared);
+    }
     let host = plan.host(&line);
     let port = free_port(&host, plan.preferred(&line, replica)).map_err(|error| PrepareError::Address {
         host: host.clone(),
@@ -243,15 +251,19 @@ pub(super) fn assemble(plan: &Plan, line: &Line, replica: u32) -> PreparedEngine
         Backend::Tgi => "API_KEY",
         _ => "LLAMA_API_KEY",
     };
+    let embedded = spec.is_embedded();
     let weights = plan.weights();
     let path = weights.map(|weights| weights.path.clone());
     PreparedEngine {
         engine: spec.name.clone(),
         replica,
         backend: spec.backend.as_str().to_owned(),
-        mode: Mode::Binary,
-        binary: Some(plan.binary.clone()),
-        lead: path.iter().flat_map(|path| lead(spec.backend, path)).collect(),
+        mode: if embedded { Mode::Embedded } else { Mode::Binary },
+        binary: (!embedded).then(|| plan.binary.clone()),
+        lead: match embedded {
+            true => Vec::new(),
+            false => path.iter().flat_map(|path| lead(spec.backend, path)).collect(),
+        },
         flags: line.words.clone(),
         env,
         secrets: spec

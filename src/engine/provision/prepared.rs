@@ -16,6 +16,8 @@ pub enum Mode {
     External,
     /// We start a program of this machine.
     Binary,
+    /// It runs in this process.
+    Embedded,
 }
 
 /// Memory that a server takes while it runs, in bytes.

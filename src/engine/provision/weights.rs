@@ -41,9 +41,9 @@ impl Weights {
             .extension()
             .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
         match (meta.is_dir(), backend) {
-            (true, Backend::LlamaCpp) => Self::gguf(&only_gguf(path, named)?, named),
+            (true, backend) if backend.takes_gguf() => Self::gguf(&only_gguf(path, named)?, named),
             (true, _) => Self::folder(path, named),
-            (false, Backend::LlamaCpp) => Self::gguf(path, named),
+            (false, backend) if backend.takes_gguf() => Self::gguf(path, named),
             (false, _) if is_gguf => Self::gguf(path, named),
             (false, _) => Err((
                 format!(

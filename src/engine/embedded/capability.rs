@@ -1,0 +1,294 @@
+//! What kinds of models there are: five capabilities, each a trait that a model has, and how requests reach it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::batch::Batch;
+use crate::engine::Message;
+use crate::engine::provision::Need;
+
+/// A kind of model: what it is asked, and what it answers. A [`Pool`](super::Pool) knows no more of it than this.
+pub trait Capability: Sized + 'static {
+    /// Its name in messages.
+    const NAME: &'static str;
+    /// What it is asked.
+    type Request: Send + Sync + 'static;
+    /// What it answers.
+    type Reply: Send + 'static;
+    /// A model, which one worker owns.
+    type Model: ?Sized;
+
+    /// Answers a batch. What is left without an answer when it returns has failed.
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>);
+}
+
+/// Where a pool's workers get their models from. Both calls block as long as they must.
+pub trait Loader<C: Capability>: Send + Sync {
+    /// What a worker takes, as far as the model's files tell.
+    ///
+    /// # Errors
+    /// The files are missing, or are no model of this kind.
+    fn size(&self) -> Result<Size, LoadError>;
+
+    /// Loads a model, on the thread that will own it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn load(&self) -> Result<Box<C::Model>, LoadError>;
+}
+
+/// What a worker takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Of the machine.
+    pub need: Need,
+    /// Requests that it works on at the same time.
+    pub batch: usize,
+}
+
+/// Why a model cannot be loaded, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LoadError {
+    /// What is wrong; a line that begins with two spaces says what to do.
+    pub message: Arc<str>,
+}
+
+impl LoadError {
+    /// With this message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into().into(),
+        }
+    }
+}
+
+/// Why a model gave no answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// The request is longer than the model's context, in tokens.
+    #[error("the request has {tokens} tokens, and the model takes {context}")]
+    TooLong {
+        /// Tokens of the request.
+        tokens: usize,
+        /// Tokens that the model takes, prompt and reply together.
+        context: usize,
+    },
+    /// The model cannot take this request, whatever is tried.
+    #[error("{0}")]
+    Refused(String),
+    /// It failed this time.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Writes text.
+pub trait TextGeneration {
+    /// Answers prompts.
+    fn generate(&mut self, batch: &mut Batch<TextGenerator>);
+}
+
+/// The capability of [`TextGeneration`].
+#[derive(Debug)]
+pub enum TextGenerator {}
+
+impl Capability for TextGenerator {
+    const NAME: &'static str = "text generation";
+    type Request = Generate;
+    type Reply = Generated;
+    type Model = dyn TextGeneration;
+
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
+        model.generate(batch);
+    }
+}
+
+/// What a text generator is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generate {
+    /// The conversation, which the model's chat template turns into a prompt.
+    pub messages: Vec<Message>,
+    /// A JSON Schema that the reply is held to; none for free text. Equal schemas should be one [`Arc`]: they are
+    /// prepared once.
+    pub schema: Option<Arc<Value>>,
+    /// How tokens are chosen.
+    pub sampling: Choice,
+    /// The most tokens of the reply; none: as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// The reply ends before the first of these.
+    pub stop: Vec<String>,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// 0: always the likeliest.
+    pub temperature: f32,
+    /// Only the likeliest that together have this share, 0..=1.
+    pub top_p: f32,
+    /// Only so many of the likeliest; 0: all.
+    pub top_k: usize,
+    /// Only those with at least this share of the likeliest one's, 0..=1.
+    pub min_p: f32,
+    /// Where the random numbers start; the same seed gives the same reply.
+    pub seed: u64,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// What a text generator answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generated {
+    /// The text.
+    pub text: String,
+    /// True when it was cut by `max_tokens` or the context.
+    pub cut: bool,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt that an earlier one began with, and that were not worked on again.
+    pub reused_tokens: usize,
+    /// Tokens of the reply.
+    pub reply_tokens: usize,
+}
+
+/// A vector with its cost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Embedded {
+    /// The vector; of one model all have the same length.
+    pub vector: Vec<f32>,
+    /// Tokens, or patches of an image.
+    pub tokens: usize,
+}
+
+/// Turns texts into vectors.
+pub trait TextEmbedding {
+    /// Answers texts.
+    fn embed(&mut self, batch: &mut Batch<TextEmbedder>);
+}
+
+/// The capability of [`TextEmbedding`].
+#[derive(Debug)]
+pub enum TextEmbedder {}
+
+impl Capability for TextEmbedder {
+    const NAME: &'static str = "text embedding";
+    type Request = String;
+    type Reply = Embedded;
+    type Model = dyn TextEmbedding;
+
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
+        model.embed(batch);
+    }
+}
+
+/// An image as it lies in its file (PNG, JPEG, …).
+pub type ImageBytes = Arc<[u8]>;
+
+/// Turns images into vectors.
+pub trait ImageEmbedding {
+    /// Answers images.
+    fn embed(&mut self, batch: &mut Batch<ImageEmbedder>);
+}
+
+/// The capability of [`ImageEmbedding`].
+#[derive(Debug)]
+pub enum ImageEmbedder {}
+
+impl Capability for ImageEmbedder {
+    const NAME: &'static str = "image embedding";
+    type Request = ImageBytes;
+    type Reply = Embedded;
+    type Model = dyn ImageEmbedding;
+
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
+        model.embed(batch);
+    }
+}
+
+/// Writes text about images.
+pub trait Vision {
+    /// Answers prompts with images.
+    fn describe(&mut self, batch: &mut Batch<Describer>);
+}
+
+/// The capability of [`Vision`].
+#[derive(Debug)]
+pub enum Describer {}
+
+/// What a model of [`Vision`] is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Describe {
+    /// The images, in the order in which the text speaks of them.
+    pub images: Vec<ImageBytes>,
+    /// The rest.
+    pub text: Generate,
+}
+
+impl Capability for Describer {
+    const NAME: &'static str = "vision";
+    type Request = Describe;
+    type Reply = Generated;
+    type Model = dyn Vision;
+
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
+        model.describe(batch);
+    }
+}
+
+/// Paints.
+pub trait TextToImage {
+    /// Answers prompts.
+    fn paint(&mut self, batch: &mut Batch<Painter>);
+}
+
+/// The capability of [`TextToImage`].
+#[derive(Debug)]
+pub enum Painter {}
+
+/// What a model of [`TextToImage`] is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Paint {
+    /// What is to be seen.
+    pub prompt: String,
+    /// Pixels from left to right.
+    pub width: u32,
+    /// Pixels from top to bottom.
+    pub height: u32,
+    /// Rounds of work.
+    pub steps: u32,
+    /// Where the random numbers start.
+    pub seed: u64,
+}
+
+/// What a model of [`TextToImage`] answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Painted {
+    /// Pixels from left to right.
+    pub width: u32,
+    /// Pixels from top to bottom.
+    pub height: u32,
+    /// Red, green and blue of each pixel, row by row.
+    pub pixels: Vec<u8>,
+}
+
+impl Capability for Painter {
+    const NAME: &'static str = "text to image";
+    type Request = Paint;
+    type Reply = Painted;
+    type Model = dyn TextToImage;
+
+    fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
+        model.paint(batch);
+    }
+}

@@ -1,0 +1,290 @@
+//! Replies of a text generator: several sequences at a time, a token or more of each per forward pass.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::choose::Chooser;
+use super::constraint::{Constraint, Grammars};
+use super::decoder::{Decoder, Feed};
+use super::kv::Kept;
+use super::prefix::Prefixes;
+use super::template::Template;
+use super::tokenizer::Tokenizer;
+use crate::engine::embedded::{Batch, Generate, Generated, ModelError, TextGeneration, TextGenerator};
+
+/// Tokens that go through the model in one pass.
+pub(super) const PASS: usize = 512;
+
+/// What the workers of one model share.
+pub(super) struct Weights {
+    pub(super) decoder: Decoder,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Template,
+    /// Tokens of a sequence, prompt and reply together.
+    pub(super) context: usize,
+}
+
+/// A text generator, as one worker has it.
+pub(super) struct Generator {
+    weights: Arc<Weights>,
+    grammars: Grammars,
+    prefixes: Prefixes,
+}
+
+/// A reply on its way.
+struct Sequence {
+    /// Its place in the batch.
+    at: usize,
+    kept: Kept,
+    /// Tokens that the model has still to see.
+    pending: Vec<u32>,
+    /// The reply so far.
+    bytes: Vec<u8>,
+    chooser: Chooser,
+    constraint: Option<Constraint>,
+    stop: Vec<String>,
+    /// Tokens of the reply that there is still room for.
+    left: usize,
+    deadline: Instant,
+    told: Generated,
+}
+
+/// How a reply ended.
+enum End {
+    Done,
+    Cut,
+}
+
+impl Generator {
+    pub(super) fn new(weights: Arc<Weights>, grammars: Grammars) -> Self {
+        Self {
+            weights,
+            grammars,
+            prefixes: Prefixes::default(),
+        }
+    }
+
+    /// Begins a reply: its prompt, and what is known of that already.
+    fn begin(&mut self, at: usize, request: &Generate, deadline: Instant) -> Result<Sequence, ModelError> {
+        let weights = &self.weights;
+        let prompt = weights
+            .template
+            .render(&request.messages)
+            .map_err(ModelError::Refused)?;
+        let prompt = weights.tokenizer.prompt(&prompt);
+        let room = weights.context.saturating_sub(prompt.len());
+        if room == 0 || prompt.is_empty() {
+            return Err(ModelError::TooLong {
+                tokens: prompt.len(),
+                context: weights.context,
+            });
+        }
+        let mut constraint = request
+            .schema
+            .as_ref()
+            .map(|schema| self.grammars.constraint(schema))
+            .transpose()?;
+        let advice = self.prefixes.look(&prompt);
+        let mut kept = weights.decoder.begin(advice.known);
+        let reused = kept.len();
+        if let Some(keep) = advice.keep {
+            let new = prompt.get(reused..keep).unwrap_or_default();
+            for tokens in new.chunks(PASS) {
+                let feed = Feed {
+                    tokens,
+                    kept: &mut kept,
+                };
+                weights
+                    .decoder
+                    .forward(vec![feed])
+                    .map_err(|error| failed(&error))?;
+            }
+            let segment = kept.freeze();
+            self.prefixes
+                .keep(prompt.get(..keep).unwrap_or_default(), &segment);
+            kept = weights.decoder.begin(Some(segment));
+        }
+        let mut sequence = Sequence {
+            at,
+            pending: prompt.get(kept.len()..).unwrap_or_default().to_vec(),
+            kept,
+            bytes: Vec::new(),
+            chooser: Chooser::new(request.sampling),
+            stop: request.stop.clone(),
+            left: request.max_tokens.unwrap_or(room).min(room),
+            deadline,
+            told: Generated {
+                prompt_tokens: prompt.len(),
+                reused_tokens: reused,
+                ..Generated::default()
+            },
+            constraint: None,
+        };
+        if let Some(constraint) = &mut constraint {
+            let forced = constraint.forced()?;
+            sequence.accept(&forced, &weights.tokenizer);
+        }
+        sequence.constraint = constraint;
+        Ok(sequence)
+    }
+
+    /// One forward pass for all; the logits of those whose tokens have all been seen, by place.
+    fn pass(&self, running: &mut [Sequence]) -> candle_core::Result<HashMap<usize, Vec<f32>>> {
+        let mut room = PASS;
+        let mut fed = Vec::new();
+        let mut feeds = Vec::new();
+        for sequence in running.iter_mut() {
+            let count = sequence.pending.len().min(room);
+            if count == 0 {
+                continue;
+            }
+            room -= count;
+            fed.push((sequence.at, count, count == sequence.pending.len()));
+            feeds.push(Feed {
+                tokens: sequence.pending.get(..count).unwrap_or_default(),
+                kept: &mut sequence.kept,
+            });
+        }
+        let logits = self.weights.decoder.forward(feeds)?;
+        for (at, count, _) in &fed {
+            if let Some(sequence) = running.iter_mut().find(|sequence| sequence.at == *at) {
+                sequence.pending.drain(..count);
+            }
+        }
+        let whole = fed.into_iter().zip(logits).filter(|((_, _, whole), _)| *whole);
+        Ok(whole.map(|((at, ..), logits)| (at, logits)).collect())
+    }
+}
+
+impl TextGeneration for Generator {
+    fn generate(&mut self, batch: &mut Batch<TextGenerator>) {
+        let mut running: Vec<Sequence> = Vec::new();
+        let mut begun = 0;
+        loop {
+            if batch.has_room() {
+                batch.refill();
+            }
+            let new = begun..batch.len();
+            begun = new.end;
+            for at in new {
+                let Some(request) = batch.request(at) else {
+                    continue;
+                };
+                match self.begin(at, &request, batch.deadline(at)) {
+                    Err(error) => batch.answer(at, Err(error)),
+                    Ok(sequence) => match sequence.is_over() {
+                        Some(end) => sequence.end(&end, batch),
+                        None => running.push(sequence),
+                    },
+                }
+            }
+            // What nobody waits for any more, or not for so long.
+            running.retain_mut(|sequence| {
+                let late = Instant::now() >= sequence.deadline;
+                if late {
+                    batch.answer(
+                        sequence.at,
+                        Err(ModelError::Failed("the reply took too long".to_owned())),
+                    );
+                }
+                !late && batch.is_wanted(sequence.at)
+            });
+            if running.is_empty() {
+                return;
+            }
+            let mut logits = match self.pass(&mut running) {
+                Ok(logits) => logits,
+                Err(error) => {
+                    for sequence in running {
+                        batch.answer(sequence.at, Err(failed(&error)));
+                    }
+                    return;
+                }
+            };
+            let mut still = Vec::with_capacity(running.len());
+            for mut sequence in running {
+                let Some(logits) = logits.remove(&sequence.at) else {
+                    still.push(sequence);
+                    continue;
+                };
+                match sequence.next(&logits, &self.weights.tokenizer) {
+                    Err(error) => batch.answer(sequence.at, Err(error)),
+                    Ok(Some(end)) => sequence.end(&end, batch),
+                    Ok(None) => still.push(sequence),
+                }
+            }
+            running = still;
+        }
+    }
+}
+
+impl Sequence {
+    /// Takes tokens into the reply, as far as there is room.
+    fn accept(&mut self, tokens: &[u32], tokenizer: &Tokenizer) {
+        let tokens = tokens.get(..tokens.len().min(self.left)).unwrap_or_default();
+        for token in tokens {
+            self.bytes.extend_from_slice(tokenizer.vocabulary.bytes(*token));
+        }
+        self.left -= tokens.len();
+        self.told.reply_tokens += tokens.len();
+        self.pending.extend_from_slice(tokens);
+    }
+
+    /// Whether nothing more is to come.
+    fn is_over(&self) -> Option<End> {
+        if self.constraint.as_ref().is_some_and(Constraint::is_over) || self.stops().is_some() {
+            Some(End::Done)
+        } else if self.left == 0 {
+            Some(End::Cut)
+        } else {
+            None
+        }
+    }
+
+    /// Where one of the texts begins that end it.
+    fn stops(&self) -> Option<usize> {
+        let found = |stop: &String| memchr::memmem::find(&self.bytes, stop.as_bytes());
+        self.stop
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .filter_map(found)
+            .min()
+    }
+
+    /// Chooses the next token, and takes those that must follow it.
+    fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Option<End>, ModelError> {
+        let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
+        let Some(token) = self.chooser.choose(logits, allowed.as_ref()) else {
+            return Err(ModelError::Failed(
+                "the model has no token to go on with".to_owned(),
+            ));
+        };
+        if tokenizer.vocabulary.ends.contains(&token) {
+            return Ok(Some(End::Done));
+        }
+        self.accept(&[token], tokenizer);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.take(token)?;
+            let forced = constraint.forced()?;
+            self.accept(&forced, tokenizer);
+        }
+        Ok(self.is_over())
+    }
+
+    /// Answers.
+    fn end(self, end: &End, batch: &mut Batch<TextGenerator>) {
+        let upto = self.stops().unwrap_or(self.bytes.len());
+        let text = String::from_utf8_lossy(self.bytes.get(..upto).unwrap_or_default()).into_owned();
+        let reply = Generated {
+            text,
+            cut: matches!(end, End::Cut),
+            ..self.told
+        };
+        batch.answer(self.at, Ok(reply));
+    }
+}
+
+fn failed(error: &candle_core::Error) -> ModelError {
+    ModelError::Failed(format!("the model failed: {error}"))
+}
