@@ -238,6 +238,7 @@ impl Engine for Own {
     }
     fn render(&self, _: &Request<'_>) -> Rendered {
         Rendered {
+            task: Task::Generate,
             body: bytes::Bytes::new(),
             digest: [0; 32],
         }

@@ -106,6 +106,7 @@ impl Bench {
             on_error: OnError::FailRow,
             node: "grade".into(),
             engine: self.broker.index("small").expect("the engine is known"),
+            task: Task::Generate,
             schema: Some(json!({
                 "type": "object",
                 "properties": {"n": {"type": "number"}, "note": {"type": "string"}},
