@@ -264,9 +264,9 @@ impl Step {
                             };
                             return Ok((outcome, found));
                         }
-                        Verdict::Again => talk.last = Some(reply.text),
+                        Verdict::Again => talk.last = self.shown(reply.text),
                         Verdict::Failed(kind, message) => {
-                            talk.last = Some(reply.text);
+                            talk.last = self.shown(reply.text);
                             return Ok((talk.failed(kind, message), found));
                         }
                     }
@@ -443,6 +443,11 @@ impl Step {
             Ok(record) => Verdict::Done(record),
             Err(problem) => self.bad(talk, ErrorKind::InvalidOutput, problem),
         }
+    }
+
+    /// A reply as `errors/` shows it: a vector tells nobody anything that the message does not.
+    fn shown(&self, reply: String) -> Option<String> {
+        Some(reply).filter(|_| self.task == Task::Generate)
     }
 
     /// Counts a bad reply.

@@ -14,7 +14,7 @@ use chainette::node::answer::{Answer as Kept, AnswerKey, Answers, NoAnswers};
 use chainette::node::reply::{extract, is_runaway};
 use chainette::node::step::{Question, Step, StepOutcome, StepSettings};
 use chainette::row::{ErrorKind, RowError, RowId};
-use chainette::spec::{OnError, Retries, Sampling};
+use chainette::spec::{OnError, Retries, Sampling, Task};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
