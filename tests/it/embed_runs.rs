@@ -191,6 +191,23 @@ fn a_column_without_a_vector_is_typed_too() {
 }
 
 #[test]
+fn an_apply_hands_vectors_on() {
+    let server = TestServer::start(answer_from_schema);
+    let mut chain = chain(&server, "openai");
+    chain["steps"][1] = json!({"id": "on", "apply": {"jq": "{v: .embedding}"}, "output_model": {
+        "type": "object", "properties": {"v": {"type": "array", "format": "float32-vector", "items": {"type": "number"}}}}});
+    let bench = Bench::new(&chain.to_string(), rows(3));
+    let ran = parquet::run(&bench, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let shard = &parquet::batches(&parquet::shards(&ran.out, "on")[0])[0];
+    assert!(
+        is_vector(shard.schema().field(1).data_type(), 8),
+        "{}",
+        shard.schema()
+    );
+}
+
+#[test]
 fn kills_change_nothing() {
     for format in ["jsonl", "parquet"] {
         let server = TestServer::start(|asked| answer_from_schema(asked).after(Duration::from_millis(4)));

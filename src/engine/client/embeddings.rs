@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::draft::fault;
-use super::fault::Said;
+use super::fault::{Said, one_line};
 use crate::engine::{CallError, Finish, Reply, vector};
 
 /// The body of a request to `/v1/embeddings`. Numbers as JSON: some servers know no other form.
@@ -109,10 +109,11 @@ struct WireUsage {
 /// # Errors
 /// It is no answer of such a server at all.
 pub(super) fn read(body: &[u8], form: Form) -> Result<Reply, CallError> {
+    // A list would be read field by field.
     let is_object = body.trim_ascii_start().starts_with(b"{");
     let listing: Option<Listing<'_>> = serde_json::from_slice(body).ok().filter(|_| is_object);
     let Some(listing) = listing else {
-        return match names_no_number(body) {
+        return match is_object && names_no_number(body) {
             true => Ok(bad(
                 "the vector holds `NaN` or `Infinity`, which are no numbers".to_owned()
             )),
@@ -170,7 +171,7 @@ fn only(list: &str, form: Form) -> Result<Vec<f32>, String> {
     let entry: Option<Entry<'_>> = serde_json::from_str(item).ok().filter(|_| item.starts_with('{'));
     let entry = entry.ok_or_else(|| format!("the item of the answer's `{name}` is no object"))?;
     if let Some(index) = entry.index.filter(|index| index.get() != "0") {
-        let index: String = index.get().chars().take(20).collect();
+        let index: String = one_line(index.get()).chars().take(20).collect();
         return Err(format!(
             "the embedding has the index {index}, where the text has 0"
         ));
@@ -191,8 +192,25 @@ fn bad(problem: String) -> Reply {
     }
 }
 
-/// True for what some servers print of numbers that JSON has not, instead of an answer in JSON.
+/// True for what some servers print of numbers that JSON has not: `NaN`, `Infinity`, outside of texts.
 fn names_no_number(body: &[u8]) -> bool {
-    let has = |word: &[u8]| memchr::memmem::find(body, word).is_some();
-    body.trim_ascii_start().starts_with(b"{") && (has(b"NaN") || has(b"Infinity") || has(b"nan"))
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in body.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'N' | b'I' | b'n' | b'i' if !quoted => {
+                let rest = body.get(at..).unwrap_or_default();
+                if [&b"NaN"[..], b"Infinity", b"nan", b"inf"]
+                    .iter()
+                    .any(|word| rest.starts_with(word))
+                {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
 }
