@@ -371,7 +371,7 @@ fn meant(key: &str, known: &[&str]) -> Option<String> {
         }
         "input" if has("user_prompt") && !has(key) => {
             return Some(
-                "`input` is what a Step with `task: embed` embeds; one that generates text has `user_prompt`"
+                "with `task: embed` a Step embeds its `input`; one that generates text has a `user_prompt`"
                     .to_owned(),
             );
         }

@@ -317,7 +317,10 @@ fn read_task(node: &Node, problems: &mut Problems) -> Option<Task> {
         );
         problems
             .add(Code::BadValue, entry.value.span, message)
-            .maybe_help(suggest(named, names));
+            .maybe_help(match named.starts_with("embed") {
+                true => Some("did you mean `embed`?".to_owned()),
+                false => suggest(named, names),
+            });
     }
     task
 }

@@ -9,6 +9,7 @@ use chainette::spec::{Backend, EngineSpec, Task};
 use serde_json::{Value, json};
 
 use crate::conformance::{declared, engine, nothing};
+use crate::diagnostics::report;
 use crate::engine::{block_on, class, hello};
 use crate::raw::{Body, Raw, RawServer};
 
@@ -131,7 +132,7 @@ fn a_number_has_one_text_however_it_comes() {
         f32::MAX,
         1e-45,
     ];
-    let expected = r#"{"embedding":[0.1,-1.0,0.0,-0.0,1e-7,16777216.0,1.1754944e-38,3.4028235e38,1e-45]}"#;
+    let expected = r#"{"embedding":[0.1,-1.0,0.0,-0.0,1e-7,16777216.0,1.1754944e-38,3.4028235e+38,1e-45]}"#;
     assert_eq!(Reply::embedding(&vector, 3).text, expected);
     let wide: Vec<f64> = vector.iter().copied().map(f64::from).collect();
     let wide = Value::from(wide).to_string();
@@ -353,6 +354,28 @@ fn what_an_error_says_of_embedding_is_understood() {
         json!({"error": {"message": "input is too large to process"}}).to_string(),
     ));
     assert_eq!(class(&block_on(engine.call(&hello(&*engine), 0))), "fault http");
+}
+
+#[test]
+fn a_server_that_is_started_must_be_one_that_embeds() {
+    let chain = |more: &str| {
+        let engine = format!("{{backend: llamacpp, model: ./m.gguf{more}}}");
+        report(&format!(
+            "engines: {{e: {engine}}}\nsteps: [{{id: v, engine: e, task: embed, input: x}}]\n"
+        ))
+        .problems()
+        .len()
+    };
+    assert_eq!(chain(""), 1);
+    assert_eq!(chain(", flags: [--metrics, --embed]"), 1);
+    for more in [
+        ", flags: [--embeddings]",
+        ", flags: [-t, 1, --embedding, --pooling, mean]",
+        ", env: {LLAMA_ARG_EMBEDDINGS: 1}",
+        ", endpoint: 'http://h'",
+    ] {
+        assert_eq!(chain(more), 0, "{more}");
+    }
 }
 
 #[test]

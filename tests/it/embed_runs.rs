@@ -81,7 +81,7 @@ fn templates_and_branches_read_vectors() {
         {"id": "kept", "apply": {"jq": "{first: .embedding[0]}"}},
         {"parallel": [
             {"branch": "both", "join": "both", "collect": true, "steps": [
-                {"id": "part", "apply": {"jq": "$chain_input.a | {part: (\"x\", \"yy\")}"}},
+                {"id": "piece", "apply": {"jq": "$chain_input.a | {part: (\"x\", \"yy\")}"}},
                 {"id": "part_vec", "engine": "e", "task": "embed", "input": "{{ part }}"},
             ]},
             {"branch": "one", "join": "one", "when": "chain_input.a > 0", "steps": [
@@ -100,7 +100,15 @@ fn templates_and_branches_read_vectors() {
     let parquet = parquet::run(&bench, &["--overwrite"]);
     assert_eq!(parquet.code, 0, "{}", parquet.stderr);
     let spelt = types(&parquet.out, "flattened").join("\n");
-    insta::assert_snapshot!(spelt, @"");
+    insta::assert_snapshot!(spelt, @"
+    row_id: Utf8
+    chain_input.a: Int64
+    kept.first: Float64
+    both: [{embedding: FixedSizeList(2 x Float32, field: 'element')}]
+    one.embedding: FixedSizeList(2 x Float32, field: 'element')
+    say.text: Utf8
+    _rescued: Utf8
+    ");
 }
 
 /// A chain whose second Step is skipped for odd rows.

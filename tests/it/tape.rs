@@ -12,6 +12,8 @@ pub struct Tape<'a> {
     ids: usize,
     /// Applies that start processes.
     processes: usize,
+    /// The engine embeds nothing.
+    talks_only: bool,
     /// The current item may be a vector, which has no `text` to read.
     vector: bool,
 }
@@ -35,6 +37,7 @@ impl<'a> Tape<'a> {
             bytes,
             ids: 0,
             processes: 0,
+            talks_only: false,
             vector: false,
         }
     }
@@ -60,6 +63,7 @@ impl<'a> Tape<'a> {
     pub fn chain(&mut self) -> Chain {
         let input_model = self.below(4) == 1;
         let backend = self.below(BACKENDS.len());
+        self.talks_only = BACKENDS[backend] == "tgi";
         let concurrency = [Some(8), Some(1), Some(3), None][self.below(4)];
         let count = 1 + self.below(5);
         let items = self.items(count, &mut Vec::new(), 0);
@@ -211,7 +215,12 @@ impl<'a> Tape<'a> {
             (5..=7, Some(name)) => Prompt::Guarded(name.id),
             _ => Prompt::Text,
         };
-        let model = [Model::Free, Model::Label, Model::Nested, Model::Vector][self.below(4)];
+        let model = match self.below(4) {
+            1 => Model::Label,
+            2 => Model::Nested,
+            3 if !self.talks_only => Model::Vector,
+            _ => Model::Free,
+        };
         let on_error_null = self.below(4) == 3;
         // Skipped or nulled it leaves the item that was there; what an Apply makes of a vector has no `text` either.
         self.vector |= model == Model::Vector;

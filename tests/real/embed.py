@@ -128,7 +128,7 @@ def main() -> None:
     compare("started", vectors(out), expected)
     # Two that cannot: the run stops at once, and says what to do.
     _, said = run("chat", f"{{backend: llamacpp, model: any, endpoint: '{CHAT}'}}", texts(), 1)
-    assert "start the server at `endpoint` with `--embeddings`" in said, said
+    assert "`flags: [--embeddings]`" in said, said
     with Server("--embeddings") as server:
         _, said = run("unpooled", f"{{backend: llamacpp, model: any, endpoint: '{server.url}'}}", texts(), 1)
         assert "`--pooling mean`" in said, said

@@ -68,9 +68,9 @@ impl Failed<'_> {
                 "its model does not say how the vectors of tokens become one: start the server with `--pooling mean` (or the model's own way)",
             ),
             501 if embeds => fatal(self.no_embeddings()),
-            501 if said.lower.contains("not support completions") => fatal(
-                "its server only embeds: start it without `--embeddings`, or use another engine for this Step",
-            ),
+            501 if said.lower.contains("not support completions") => {
+                fatal("or use another engine for this Step")
+            }
             401 | 403 => fatal(&match self.key_env {
                 Some(name) => format!("check the API key in {name}"),
                 None => "it wants an API key: name the variable that holds it in `api_key_env`".to_owned(),
@@ -134,9 +134,7 @@ impl Failed<'_> {
     /// What to do about an engine that embeds nothing.
     fn no_embeddings(&self) -> &'static str {
         match self.backend {
-            Backend::LlamaCpp => {
-                "give it `flags: [--embeddings]`, or start the server at `endpoint` with `--embeddings`"
-            }
+            Backend::LlamaCpp => "where chainette starts it, that is `flags: [--embeddings]`",
             Backend::Ollama => "name a model that embeds, such as `nomic-embed-text`",
             Backend::Vllm => "serve a model that embeds; see `vllm serve --runner pooling`",
             _ => "use an engine whose model embeds",
