@@ -8,6 +8,7 @@ use super::args::{Format, Global, MaxErrors, RunArgs};
 use super::printer::Printer;
 use super::screen::{columns, report, style, tree};
 use super::{Exit, compile, csv_types, explain_error, turns};
+use crate::engine::Stop;
 use crate::engine::broker::stage::Stage;
 use crate::event::{Event, Recent, RunState, RunStats, are, counted};
 use crate::plan::explain;
@@ -174,16 +175,12 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
             if let Some(error) = stopped {
                 printer.error(&explain_error(error));
             }
-            if outcome.unwritten > 0 {
-                let (rows, are) = (counted(outcome.unwritten, "more row"), are(outcome.unwritten));
-                printer.notice(&format!(
-                    "{rows} {are} done and not written yet; the next run writes what is done without asking again"
-                ));
-            }
+            unwritten(outcome, printer);
             printer.notice("interrupted: the same command goes on where this stopped");
             Exit::Interrupted
         }
         (_, stopped) => {
+            unwritten(outcome, printer);
             let cause = stopped
                 .as_ref()
                 .map_or_else(|| "error: the run stopped".into(), |error| explain_error(error));
@@ -195,12 +192,25 @@ fn finish(args: &RunArgs, global: &Global, outcome: &Outcome, printer: Printer) 
                     | RunError::Gone { .. }
                     | RunError::Source(SourceError::Unreadable { .. } | SourceError::OtherStream { .. }),
                 ) => "",
+                Some(RunError::Stop(Stop::Engine { .. })) => {
+                    "\n  once that is mended the same command goes on where this stopped; a chain that was changed needs --resume"
+                }
                 Some(error) => again(error),
                 None => GOES_ON,
             };
             printer.error(&format!("{cause}{hint}"));
             Exit::Failed
         }
+    }
+}
+
+/// Says what is on file beyond what the outputs show.
+fn unwritten(outcome: &Outcome, printer: Printer) {
+    if outcome.unwritten > 0 {
+        let (rows, are) = (counted(outcome.unwritten, "more row"), are(outcome.unwritten));
+        printer.notice(&format!(
+            "{rows} {are} done and not written yet; the next run writes what is done without asking again"
+        ));
     }
 }
 

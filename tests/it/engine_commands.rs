@@ -425,7 +425,7 @@ fn hostile_names_lead_nowhere() {
             assert!(fine, "{verb} {name:?}: {} {}", ran.code, ran.stderr);
         }
         let status = yard.invoke(&["engine", "status", "--pool", name]);
-        assert_eq!(status.code, 0, "{name:?}");
+        assert_eq!(status.code, 1, "{name:?}: {}", status.stderr);
     }
     assert_eq!(listing(yard.path()), before);
     assert_eq!(yard.status()[0]["state"], "ready");

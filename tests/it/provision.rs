@@ -162,6 +162,26 @@ fn a_pinned_model_is_verified_before_anything_else() {
 }
 
 #[test]
+fn a_run_with_a_wrong_pin_writes_nothing() {
+    let place = Place::with_programs();
+    let pin = "ab".repeat(32);
+    let chain = format!(
+        "engines: {{e: {{backend: llamacpp, model: {{id: ./m.gguf, sha256: '{pin}'}}}}}}\n\
+         steps: [{{id: s, engine: e, user_prompt: 'hi'}}]\n"
+    );
+    place.file("chain.yaml", chain);
+    place.file("rows.jsonl", "{}\n");
+    let ran = place.run(&["run", "chain.yaml", "rows.jsonl", "out"]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("engine `e`") && ran.stderr.contains(&pin),
+        "{}",
+        ran.stderr
+    );
+    assert!(!place.path("out").exists());
+}
+
+#[test]
 fn every_replica_has_a_port_of_its_own() {
     let place = Place::with_programs();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -53,7 +53,8 @@ def until(what: str, reached, patience: float = 600):
         if found := reached():
             return found
         time.sleep(0.2)
-    raise AssertionError(f"no {what}")
+    told = [line for path in sorted(WORK.glob("*.events")) for line in path.read_text().splitlines()[-30:]]
+    raise AssertionError("\n".join([*told, f"no {what}"]))
 
 
 def gone(what: str) -> None:
@@ -62,8 +63,10 @@ def gone(what: str) -> None:
 
 
 def run(out: str, count: int):
-    rows = WORK / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"thing {n}"}) + "\n" for n in range(count)))
+    rows = WORK / f"{count}.jsonl"
+    # Once: an input that was touched is another input.
+    if not rows.exists():
+        rows.write_text("".join(json.dumps({"text": f"thing {n}"}) + "\n" for n in range(count)))
     log = (WORK / f"{out}.events").open("ab")
     return subprocess.Popen([BINARY, "run", WORK / "chain.yaml", rows, WORK / out, "--json-logs"], stderr=log)
 
@@ -113,7 +116,8 @@ def main() -> None:
     assert process.wait(timeout=60) == 130
     gone("SIGTERM with requests in flight")
     process = run("stop", 400)
-    until("further answers", lambda: len(events("stop", "engine_ready")) >= 2)
+    until("server again", lambda: len(events("stop", "engine_ready")) >= 2 or process.poll() is not None)
+    assert process.poll() is None, events("stop", "error")
     process.kill()
     process.wait()
     gone("kill -9 of chainette")

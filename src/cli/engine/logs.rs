@@ -72,13 +72,20 @@ fn print(lines: &[String], log: &Log, several: bool, args: &LogsArgs, printer: P
 /// The logs that were asked for.
 fn of(folder: &WarmFolder, args: &LogsArgs) -> Result<Vec<Log>, String> {
     let pool = &args.pool;
-    let replicas: Vec<u32> = match args.replica {
-        Some(replica) => vec![replica],
-        None => {
-            let there = |replica: &u32| folder.log(pool, *replica).is_ok_and(|path| path.exists());
-            (0..).take_while(there).collect()
+    let there = |replica: &u32| folder.log(pool, *replica).is_ok_and(|path| path.exists());
+    let mut replicas: Vec<u32> = (0..).take_while(there).collect();
+    if let (Some(replica), false) = (args.replica, replicas.is_empty()) {
+        if !there(&replica) {
+            return Err(format!(
+                "engine `{pool}` has no replica {replica}; there is {}",
+                match replicas.len() {
+                    1 => "replica 0".to_owned(),
+                    n => format!("0 to {}", n - 1),
+                }
+            ));
         }
-    };
+        replicas = vec![replica];
+    }
     if replicas.is_empty() {
         folder.log(pool, 0).map_err(|error| error.to_string())?;
         return Err(format!(

@@ -12,13 +12,15 @@ pub(super) mod status;
 mod stop;
 mod up;
 
+use std::ops::ControlFlow;
+
 use indexmap::IndexMap;
 
 use super::args::{DownArgs, EngineArgs, EngineCommand, PoolsArgs, UpArgs};
 use super::{Exit, printer::Printer};
 use crate::engine::SetupError;
 use crate::engine::broker::{Broker, Budget, Sharing};
-use crate::engine::provision::{Machine, Missing, Need, Plan, plan, plan_all};
+use crate::engine::provision::{Machine, Missing, Need, Plan, Telling, plan, plan_all, verify};
 use crate::engine::warm::WarmFolder;
 use crate::event::EventSender;
 use crate::plan::Report;
@@ -62,7 +64,37 @@ pub(super) fn planned(
         printer.error(&list(&missing));
         Exit::Usage
     })?;
+    pinned(&plans, printer)?;
     Ok(Planned::new(plans, &machine, resources))
+}
+
+/// Compares the models that are here with their pins: a wrong one is told before anything is started or written.
+fn pinned(plans: &[Option<Plan>], printer: Printer) -> Result<(), Exit> {
+    let pinned = |plan: &&Plan| plan.spec().launch.sha256.is_some();
+    let pinned: Vec<&Plan> = plans.iter().flatten().filter(pinned).collect();
+    if pinned.is_empty() {
+        return Ok(());
+    }
+    let facts = warm_folder(printer)?.facts();
+    let mut wrong = Vec::new();
+    for plan in pinned {
+        let name = &plan.spec().name;
+        let mut told = Telling::default();
+        let checked = verify(plan, &facts, &mut |progress| {
+            if let Some(line) = told.line(progress) {
+                printer.notice(&format!("engine {name}: {line}"));
+            }
+            ControlFlow::Continue(())
+        });
+        if let Err(error) = checked {
+            wrong.push(format!("error: engine `{name}`: {error}"));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    printer.error(&wrong.join("\n"));
+    Err(Exit::Usage)
 }
 
 impl Planned {
@@ -170,6 +202,13 @@ fn declared(args: &PoolsArgs, printer: Printer) -> Result<(Vec<EngineSpec>, Reso
         let file = args.file.display();
         printer.error(&format!(
             "error: there is no engine `{unknown}` in {file}\n  {hint}"
+        ));
+        return Err(Exit::Usage);
+    }
+    if declared.is_empty() {
+        let file = args.file.display();
+        printer.error(&format!(
+            "error: {file} declares no engines\n  they stand under `engines:` or `pools:`"
         ));
         return Err(Exit::Usage);
     }

@@ -65,7 +65,7 @@ pub(in crate::cli) fn own(spec: &EngineSpec, resources: &Resources, machine: &Ma
         return match notes.iter().any(|note| note.pool == spec.name) {
             true => Own::new(
                 "not running",
-                "a run starts it: `engine up` keeps one of this name with other settings",
+                "a run starts its own; the one of this name that `engine up` keeps has other settings",
             ),
             false => idle(),
         };

@@ -326,7 +326,10 @@ impl Pool {
         broker.start(&self.folder.supervisor(self.events.clone()));
         let outcome = loop {
             tokio::select! {
-                () = self.end.cancelled() => break Err(Trouble::new("was told to end")),
+                () = self.end.cancelled() => break Err(Trouble::new(format!(
+                    "engine `{}` was told to end before it was up",
+                    self.name
+                ))),
                 () = sleep(LOOK) => {}
             }
             let kept = broker.servers(&self.name);

@@ -57,7 +57,18 @@ pub(super) fn status(args: &StatusArgs, printer: Printer) -> Exit {
             });
         }
     }
+    if let (None, Some(unknown)) = (&args.file, args.pools.iter().find(|pool| !known(&rows, pool))) {
+        printer.error(&format!(
+            "error: no engine `{unknown}` is up\n  `chainette engine status` shows what is up"
+        ));
+        return Exit::Failed;
+    }
     printer.result(&told(&rows, args.json))
+}
+
+/// Whether there is anything of a pool.
+fn known(rows: &[Row], pool: &str) -> bool {
+    rows.iter().any(|row| row.pool == pool && row.state != "down")
 }
 
 /// The servers of these pools (or all), as a table or JSON.

@@ -169,7 +169,18 @@ fn give_up(folder: &WarmFolder, begun: Vec<Daemon>, troubles: &[Trouble], printe
     for trouble in troubles {
         show(trouble, printer);
     }
+    let failed = |pool: &str| {
+        troubles
+            .iter()
+            .any(|trouble| trouble.message.contains(&format!("`{pool}`")))
+    };
     for daemon in begun {
+        if !failed(&daemon.pool) {
+            printer.notice(&format!(
+                "engine {}: is stopped again: `engine up` keeps all or none",
+                daemon.pool
+            ));
+        }
         daemon.take_down(folder);
     }
     Exit::Failed

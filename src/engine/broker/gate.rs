@@ -343,10 +343,14 @@ impl Gate {
         if state.places.iter().any(hope) || state.queue.is_empty() || waited < self.engine_wait {
             return None;
         }
+        let then = match state.places.iter().any(|place| place.supervised) {
+            true => "mend what ends it",
+            false => "bring it up",
+        };
         Some(Stop::Engine {
             engine: self.name.clone(),
             message: format!(
-                "answered no request for {:?} (`engine_wait`), last: {}; bring it up, then run the same command again to go on",
+                "answered no request for {:?} (`engine_wait`), last: {}; {then}",
                 self.engine_wait, state.cause
             ),
         })

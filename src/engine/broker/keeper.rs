@@ -189,7 +189,7 @@ impl Keeper {
         self.gate.absent(self.at, "starting", true);
         let reason = match failed {
             None => "starting".to_owned(),
-            Some(why) => format!("starting again; before, {why}"),
+            Some(why) => format!("starting again: it {why}"),
         };
         self.tell_starting(&self.events, reason);
         match self.supervisor.start(prepared, stop).await {

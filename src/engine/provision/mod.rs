@@ -28,7 +28,7 @@ pub use machine::{Gpu, HubSettings, Machine};
 pub use need::bytes;
 pub use plan::{Missing, Plan, plan, plan_all};
 pub use port::free_port;
-pub use prepare::{PrepareError, Progress, Tell, attach, prepare};
+pub use prepare::{PrepareError, Progress, Tell, attach, prepare, verify};
 pub use prepared::{Mode, Need, PreparedEngine};
 pub use reference::{HubReference, Reference};
 pub use telling::Telling;

@@ -133,7 +133,7 @@ pub(super) fn misfit(need: &Need, budget: &Need) -> Option<(String, String)> {
                 bytes(need.ram),
                 bytes(budget.ram)
             ),
-            "take a smaller model, `context` or `concurrency`; or raise `resources: {ram}`, or say what it needs with `memory: {ram}`".to_owned(),
+            "take a smaller model, `context` or `concurrency`; or raise `resources: {ram}`; what it needs is estimated unless `memory: {ram}` says it".to_owned(),
         ));
     }
     for (device, wanted) in &need.vram {
@@ -146,7 +146,7 @@ pub(super) fn misfit(need: &Need, budget: &Need) -> Option<(String, String)> {
                     bytes(*wanted),
                     bytes(there)
                 ),
-                "take a smaller model, `context` or `gpu_memory_utilization`, or more `devices`; or raise `resources: {vram}`, or say what it needs with `memory: {vram}`".to_owned(),
+                "take a smaller model, `context` or `gpu_memory_utilization`, or more `devices`; or raise `resources: {vram}`; what it needs is estimated unless `memory: {vram}` says it".to_owned(),
             ));
         }
     }

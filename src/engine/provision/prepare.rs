@@ -168,19 +168,8 @@ fn stage(plan: &Plan, state: &Path, tell: &mut Tell<'_>) -> Result<Staged, Prepa
         }
     };
     let weights = Weights::at(&path, &spec.model, spec.backend).map_err(trouble)?;
-    if let Some(wanted) = &spec.launch.sha256 {
-        let [file] = weights.files.as_slice() else {
-            return Err(trouble(super::plan::pins_one_file(&spec.model)));
-        };
-        let got = checksum::sha256(file, state, tell)?;
-        if got != *wanted {
-            return Err(PrepareError::WrongDigest {
-                path: file.clone(),
-                wanted: wanted.clone(),
-                got,
-            });
-        }
-        let digest = format!("sha256:{got}");
+    if let Some(pin) = compared(spec, &weights, state, tell)? {
+        let digest = format!("sha256:{pin}");
         return Ok(Staged { weights, digest });
     }
     let digest = match commit {
@@ -191,6 +180,43 @@ fn stage(plan: &Plan, state: &Path, tell: &mut Tell<'_>) -> Result<Staged, Prepa
         },
     };
     Ok(Staged { weights, digest })
+}
+
+/// The model's pin, if it has one, once its file was found to be that one.
+fn compared<'a>(
+    spec: &'a EngineSpec,
+    weights: &Weights,
+    state: &Path,
+    tell: &mut Tell<'_>,
+) -> Result<Option<&'a str>, PrepareError> {
+    let Some(wanted) = &spec.launch.sha256 else {
+        return Ok(None);
+    };
+    let [file] = weights.files.as_slice() else {
+        let (what, how) = super::plan::pins_one_file(&spec.model);
+        return Err(PrepareError::Model { what, how });
+    };
+    let got = checksum::sha256(file, state, tell)?;
+    if got != *wanted {
+        return Err(PrepareError::WrongDigest {
+            path: file.clone(),
+            wanted: wanted.clone(),
+            got,
+        });
+    }
+    Ok(Some(wanted))
+}
+
+/// Compares a model that is here already with its pin; [`prepare`] does that too. `state` is a folder for what was found
+/// out about files: a file that is as it was is not read again.
+///
+/// # Errors
+/// It is another, or cannot be read.
+pub fn verify(plan: &Plan, state: &Path, tell: &mut Tell<'_>) -> Result<(), PrepareError> {
+    match plan.weights() {
+        Some(weights) => compared(&plan.spec, weights, state, tell).map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 /// What follows the program's name.

@@ -224,9 +224,7 @@ pub(super) fn advice(error: &Cause, lines: &[String]) -> Option<&'static str> {
     };
     match error {
         Cause::Ended(exit) => written().or_else(|| by_exit(exit, lines.is_empty())),
-        Cause::Late { .. } => written().or(Some(
-            "if it only needs longer, raise `startup_timeout`; its log says how far it came",
-        )),
+        Cause::Late { .. } => written().or(Some("if it only needs longer, raise `startup_timeout`")),
         Cause::PortTaken { .. } => Some("set `port` to a free one, or leave it out"),
         Cause::NotStarted(why) => by_error(&why.to_lowercase()),
         Cause::Guard(why) if why.contains("the guard") || why.contains("does not start") => Some(
