@@ -53,7 +53,8 @@ class Server:
         # One compute thread: two spin against each other on small machines.
         command = [SERVER, "-m", WORK / "embed.gguf", "--host", "127.0.0.1", "--port", str(port), "-t", "1"]
         self.log = (WORK / f"server-{port}.log").open("wb")
-        more = ["--parallel", "4", "-c", "16384", "--no-webui"]
+        # One slot: texts that are embedded beside others differ in their last digits.
+        more = ["--parallel", "1", "-c", "4096", "--no-webui"]
         self.process = subprocess.Popen([*command, *more, *flags], stdout=self.log, stderr=self.log)
 
     def __enter__(self):
@@ -97,12 +98,11 @@ def vectors(out: pathlib.Path) -> list[list[float]]:
     return [line["embedding"] for line in lines]
 
 
-def compare(what: str, found: list[list[float]], expected: list[list[float]]) -> None:
+def compare(what: str, found: list[list[float]], expected: list[list[float]], within: float) -> None:
     pairs = [(f32(a), f32(b)) for one, other in zip(found, expected) for a, b in zip(one, other)]
     assert len(pairs) == ROWS * WIDTH, len(pairs)
-    # Texts that are computed beside others differ in their last bits.
     worst = max(abs(a - b) for a, b in pairs)
-    assert worst < 1e-5, f"{what}: a number is off by {worst}"
+    assert worst <= within, f"{what}: a number is off by {worst}"
     same = sum(a == b for a, b in pairs)
     print(f"{what}: {ROWS} vectors of {WIDTH} numbers, {same} of {len(pairs)} bit for bit, none off by more than {worst:.1e}")
 
@@ -114,7 +114,7 @@ def main() -> None:
         for backend, end in (("llamacpp", ""), ("openai", "/v1")):
             endpoint = f"{{backend: {backend}, model: any, endpoint: '{server.url}{end}'}}"
             out, _ = run(backend, endpoint, texts(), 0)
-            compare(backend, vectors(out), expected)
+            compare(backend, vectors(out), expected, 0)
             metadata = json.loads((out / "metadata.json").read_text())
             assert metadata["nodes"]["vec"]["prompt_tokens"] > 10 * ROWS, metadata["nodes"]["vec"]
         out, _ = run("long", endpoint, ["short", LONG, "short too"], 3)
@@ -123,9 +123,12 @@ def main() -> None:
         subprocess.run([DEMOS, BINARY, f"{server.url}/v1", WORK, sys.executable, "embed.yaml"], check=True)
     # One that chainette starts.
     flags = json.dumps([*EMBEDS, "-t", "1"])
-    started = f"{{backend: llamacpp, model: ./embed.gguf, binary: {SERVER}, concurrency: 4, flags: {flags}}}"
+    started = f"{{backend: llamacpp, model: ./embed.gguf, binary: {SERVER}, concurrency: 4, context: 4096, flags: {flags}}}"
     out, _ = run("started", started, texts(), 0)
-    compare("started", vectors(out), expected)
+    # Four at a time. Without `--kv-unified`, which chainette gives it, this build mixes them up: numbers are off by 0.6.
+    compare("started", vectors(out), expected, 1e-3)
+    # Texts as long as `context` says fit.
+    out, _ = run("roomy", started, ["short", LONG], 0)
     # Two that cannot: the run stops at once, and says what to do.
     _, said = run("chat", f"{{backend: llamacpp, model: any, endpoint: '{CHAT}'}}", texts(), 1)
     assert "`flags: [--embeddings]`" in said, said
