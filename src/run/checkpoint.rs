@@ -31,7 +31,7 @@ pub struct Checkpoint {
     /// How long it took; nothing else depends on it.
     #[serde(default)]
     pub times: Times,
-    /// How many numbers the vectors of Steps have, by what [`super::identity::vectors_by_node`] says.
+    /// How many numbers the vectors of Steps have, by node and engine identity.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dimensions: BTreeMap<String, u32>,
     /// The first ledger segment that may hold answers of rows not yet committed.

@@ -158,6 +158,12 @@ fn a_number_has_one_text_however_it_comes() {
             assert_eq!(reply.text, expected);
         }
     }
+    let bad = answered(Backend::Vllm, 200, around(Backend::Vllm, "[null]")).expect("a reply");
+    assert_eq!(
+        (bad.finish, bad.usage.prompt_tokens),
+        (Finish::Rejected, 3),
+        "its tokens are paid too"
+    );
     assert_eq!(
         read(expected).map(|vector| print(&vector)).as_deref(),
         Ok(expected)

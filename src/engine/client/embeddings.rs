@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::draft::fault;
 use super::fault::{Said, one_line};
 use crate::engine::{CallError, Finish, Reply, vector};
+use crate::event::Usage;
 
 /// The body of a request to `/v1/embeddings`. Numbers as JSON: some servers know no other form.
 pub(super) fn openai(model: &str, input: &str) -> Vec<u8> {
@@ -146,7 +147,13 @@ pub(super) fn read(body: &[u8], form: Form) -> Result<Reply, CallError> {
     };
     Ok(match only(list.get(), form) {
         Ok(vector) => Reply::embedding(&vector, tokens),
-        Err(problem) => bad(problem),
+        Err(problem) => Reply {
+            usage: Usage {
+                prompt_tokens: tokens,
+                completion_tokens: 0,
+            },
+            ..bad(problem)
+        },
     })
 }
 
