@@ -14,14 +14,14 @@ struct Held<'a> {
     embedding: &'a RawValue,
 }
 
-/// The text of a vector. What is not finite becomes `null`, which [`read`] refuses.
+/// The text of a vector. What is not finite becomes `null`, which [`read()`] refuses.
 pub fn print(vector: &[f32]) -> String {
     // Numbers always print.
     let numbers = serde_json::to_string(vector).unwrap_or_default();
     format!("{{\"embedding\":{numbers}}}")
 }
 
-/// Reads what [`print`] wrote, or what an engine of the user's says; the error is one line.
+/// Reads what [`print()`] wrote, or what an engine of the user's says; the error is one line.
 pub fn read(text: &str) -> Result<Vec<f32>, String> {
     // As an object only: a list would be read field by field.
     if !text.trim_start().starts_with('{') {
