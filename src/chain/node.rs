@@ -37,6 +37,11 @@ impl Node {
         Self::new(json!({"id": id, "engine": engine, "user_prompt": user_prompt}))
     }
 
+    /// A Step that embeds: the vector of this input (a Jinja2 template), as `{"embedding": [...]}`.
+    pub fn embed(id: &str, engine: &str, input: &str) -> Self {
+        Self::new(json!({"id": id, "engine": engine, "task": "embed", "input": input}))
+    }
+
     /// An Apply with a jq program.
     pub fn jq(id: &str, program: &str) -> Self {
         Self::new(json!({"id": id, "apply": {"jq": program}}))

@@ -9,8 +9,7 @@ use super::args::{Global, RunArgs};
 use super::inspect::tree_options;
 use super::{Exit, explain_error, printer::Printer};
 use crate::engine::broker::Broker;
-use crate::engine::client::adapter;
-use crate::engine::client::address;
+use crate::engine::client::{adapter, address, embeddings_address};
 use crate::event::{EventSender, counted};
 use crate::node::ahead::{Ahead, CHILDREN, Preview};
 use crate::node::answer::{Answers, NoAnswers};
@@ -18,7 +17,7 @@ use crate::node::step::Step;
 use crate::node::{Cpu, Walker};
 use crate::plan::{EngineIx, NodeKind, Plan, explain};
 use crate::source::{Input, Position};
-use crate::spec::EngineSpec;
+use crate::spec::{EngineSpec, Task};
 
 /// Rows that are shown.
 const ROWS: u64 = 3;
@@ -106,8 +105,8 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
             )
         }
         Ahead::Children(count) => format!("leaves {}", counted(*count as u64, "row")),
-        Ahead::Request { engine, body } => match plan.engines.get(engine.0) {
-            Some(spec) => format!("asks {}\n{}", spec.name, request(spec, body)),
+        Ahead::Request { engine, task, body } => match plan.engines.get(engine.0) {
+            Some(spec) => format!("asks {}\n{}", spec.name, request(spec, *task, body)),
             None => String::new(),
         },
     };
@@ -119,8 +118,12 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
 }
 
 /// A request as HTTP would carry it, but pretty, and with every secret taken out.
-fn request(spec: &EngineSpec, body: &[u8]) -> String {
-    let mut out = format!("POST {}\n", shown(&address(&located(spec))));
+fn request(spec: &EngineSpec, task: Task, body: &[u8]) -> String {
+    let page = match task {
+        Task::Generate => address(&located(spec)),
+        Task::Embed => embeddings_address(&located(spec)),
+    };
+    let mut out = format!("POST {}\n", shown(&page));
     out += "content-type: application/json\n";
     for (name, _) in &spec.headers {
         out += &format!("{}: ***\n", name.to_ascii_lowercase());

@@ -7,18 +7,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::client::schema::PreparedSchema;
-use super::{CallError, Engine, Message, Rendered, Reply, Request};
+use super::{CallError, Chat, Engine, Message, Rendered, Reply, Request};
 use crate::row::ErrorKind;
+use crate::spec::Task;
 
 /// What a Step asks an [`FnEngine`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Question {
-    /// The conversation: system and user prompt, and further turns when a bad reply is asked again.
+    /// The conversation: system and user prompt, and further turns when a bad reply is asked again. Empty where
+    /// there is an `input`.
     pub messages: Vec<Message>,
     /// The JSON Schema the reply must match; none for free text.
     pub schema: Option<Value>,
     /// Sampling, with the attempt's seed and token limit already applied.
     pub sampling: Value,
+    /// The text whose vector is wanted (`task: embed`): answer with [`Reply::embedding`]. None for a conversation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
 }
 
 type Answer = dyn Fn(Question) -> BoxFuture<'static, Result<Reply, CallError>> + Send + Sync;
@@ -55,16 +60,37 @@ impl Engine for FnEngine {
     }
 
     fn render(&self, request: &Request<'_>) -> Rendered {
-        let question = Question {
-            messages: request.messages.to_vec(),
-            schema: request.schema.map(|schema| schema.wire().schema.clone()),
-            sampling: request.sampling.to_json(),
+        let (task, question) = match request {
+            Request::Chat(Chat {
+                messages,
+                schema,
+                sampling,
+                ..
+            }) => {
+                let question = Question {
+                    messages: messages.to_vec(),
+                    schema: schema.map(|schema| schema.wire().schema.clone()),
+                    sampling: sampling.to_json(),
+                    input: None,
+                };
+                (Task::Generate, question)
+            }
+            Request::Embed { input } => {
+                let question = Question {
+                    messages: Vec::new(),
+                    schema: None,
+                    sampling: Value::Object(serde_json::Map::new()),
+                    input: Some((*input).to_owned()),
+                };
+                (Task::Embed, question)
+            }
         };
         // Texts, numbers and JSON always print.
         let body = serde_json::to_vec(&question).unwrap_or_default();
         let mut hasher = self.identity.clone();
         hasher.update(&body);
         Rendered {
+            task,
             body: body.into(),
             digest: hasher.finalize().into(),
         }

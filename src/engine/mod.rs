@@ -12,6 +12,7 @@ pub mod supervise;
 pub mod warm;
 mod custom;
 pub mod runaway;
+pub mod vector;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::engine::client::schema::PreparedSchema;
 use crate::event::Usage;
 use crate::plan::EngineIx;
 use crate::row::ErrorKind;
-use crate::spec::Sampling;
+use crate::spec::{Sampling, Task};
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,7 +51,19 @@ pub enum Role {
 
 /// What a Step asks, before an adapter renders it for its wire.
 #[derive(Clone, Debug)]
-pub struct Request<'a> {
+pub enum Request<'a> {
+    /// Text: what the model says to a conversation.
+    Chat(Chat<'a>),
+    /// The vector of a text; the reply is one of [`Reply::embedding`].
+    Embed {
+        /// The text.
+        input: &'a str,
+    },
+}
+
+/// A conversation that the model is to go on with.
+#[derive(Clone, Debug)]
+pub struct Chat<'a> {
     /// The conversation.
     pub messages: &'a [Message],
     /// What the reply must match, as [`Engine::prepare`] made it; none for free text.
@@ -90,11 +103,26 @@ impl Reply {
             usage: Usage::default(),
         }
     }
+
+    /// The reply to [`Request::Embed`]: its text is `{"embedding":[...]}`, each number in the shortest form that is
+    /// the same 32-bit number. Numbers that are not finite have no such form, and make the reply a bad one.
+    pub fn embedding(vector: &[f32], prompt_tokens: u64) -> Self {
+        let usage = Usage {
+            prompt_tokens,
+            completion_tokens: 0,
+        };
+        Self {
+            usage,
+            ..Self::text(vector::print(vector))
+        }
+    }
 }
 
 /// A request as it goes over the wire.
 #[derive(Clone, Debug)]
 pub struct Rendered {
+    /// What it asks for, which decides where it goes and how the reply is read.
+    pub task: Task,
     /// The body, byte for byte.
     pub body: bytes::Bytes,
     /// BLAKE3 over the engine's identity (name, backend, model) and the body without what only says
@@ -111,7 +139,7 @@ pub enum Finish {
     Length,
     /// It ran in white space or repetition and was cut there, by us; see [`runaway::Watch`].
     Runaway,
-    /// The server itself found the output unusable; the text is its message.
+    /// The server, or who read its answer, found the output unusable; the text says why.
     Rejected,
 }
 

@@ -28,6 +28,10 @@ pub(crate) const JSON_SCHEMA_KEYS: [&str; 10] = [
     "required",
 ];
 
+/// The `format` of a list of 32-bit floating-point numbers that is as long in every row: what a Step leaves that
+/// embeds. It types Parquet columns, and validates nothing.
+pub(crate) const VECTOR: &str = "float32-vector";
+
 /// Longest message of [`Model::validate`], in characters.
 const MAX_MESSAGE: usize = 300;
 
@@ -50,6 +54,22 @@ impl Model {
             "type": "object",
             "properties": {"text": {"type": "string"}},
             "required": ["text"],
+            "additionalProperties": false,
+        }))
+        .ok()
+    }
+
+    /// The model of a Step that embeds: `{"embedding": [number, ...]}`, the numbers of 32 bits.
+    pub fn embedding() -> Option<Self> {
+        Self::from_schema(json!({
+            "type": "object",
+            "properties": {"embedding": {
+                "type": "array",
+                "format": VECTOR,
+                "minItems": 1,
+                "items": {"type": "number"},
+            }},
+            "required": ["embedding"],
             "additionalProperties": false,
         }))
         .ok()

@@ -10,7 +10,7 @@ use crate::expr::{NameIx, Visible};
 use crate::plan::{ApplyPlan, Branch, BranchIx, EngineIx, Item, Node, NodeIx, NodeKind, StepPlan};
 use crate::row::{Named, Record, RowError, RowId};
 use crate::source::RawRow;
-use crate::spec::OnError;
+use crate::spec::{OnError, Task};
 
 use super::apply::apply as apply_to;
 use super::walk::{State, Walker};
@@ -36,6 +36,8 @@ pub enum Ahead {
     Request {
         /// Whom.
         engine: EngineIx,
+        /// For what.
+        task: Task,
         /// The body, byte for byte.
         body: Bytes,
     },
@@ -290,7 +292,8 @@ impl Walker {
                 Ok((system, user)) => {
                     let Rendered { body, .. } = step.first_request(system.as_deref(), &user);
                     let engine = plan.engine;
-                    tell(seen, row, &node.id, Ahead::Request { engine, body });
+                    let task = plan.task;
+                    tell(seen, row, &node.id, Ahead::Request { engine, task, body });
                 }
                 Err(error) => {
                     tell(seen, row, &node.id, Ahead::Fails(error));

@@ -5,6 +5,7 @@ mod apply;
 mod branch;
 mod chunk;
 mod cpu;
+mod dimension;
 mod fates;
 mod lines;
 pub mod live;

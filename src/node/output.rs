@@ -90,9 +90,18 @@ pub struct NodeOutput {
     pub prompt_tokens: u64,
     /// See `prompt_tokens`.
     pub completion_tokens: u64,
+    /// How many numbers its vectors have; 0 where none came.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dimension: u32,
     /// Seconds of the rows that were measured.
     #[serde(default, skip_serializing_if = "Timing::is_empty")]
     pub timing: Timing,
+}
+
+/// True for what need not be written.
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The counts of an [`Output`]: everything but its lines.
@@ -152,6 +161,13 @@ impl Output {
         }
     }
 
+    /// Notes how many numbers a node's vectors have; 0 says nothing.
+    pub fn dimension(&mut self, node: usize, dimension: u32) {
+        if let Some(node) = self.tally.nodes.get_mut(node).filter(|_| dimension > 0) {
+            node.dimension = dimension;
+        }
+    }
+
     /// Counts a row's seconds at a node.
     pub fn took(&mut self, node: usize, seconds: f64) {
         if let Some(node) = self.tally.nodes.get_mut(node) {
@@ -201,6 +217,7 @@ impl Output {
             mine.fates.append(&mut theirs.fates);
             mine.prompt_tokens += theirs.prompt_tokens;
             mine.completion_tokens += theirs.completion_tokens;
+            mine.dimension = mine.dimension.max(theirs.dimension);
             mine.timing.merge(&theirs.timing);
         }
         for (mine, theirs) in self.tally.branches.iter_mut().zip(&mut other.tally.branches) {

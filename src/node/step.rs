@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 
 use super::answer::{Answer, AnswerKey, Answers};
 use super::cpu;
+use super::dimension::Dimension;
 use super::memory::{Known, Memory};
 use super::reply;
 use super::retry::Tries;
 use crate::engine::broker::Broker;
 use crate::engine::client::schema::PreparedSchema;
-use crate::engine::{CallError, Finish, Message, Rendered, Reply, Request, Role, SharedEngine, Stop};
+use crate::engine::{CallError, Chat, Finish, Message, Rendered, Reply, Request, Role, SharedEngine, Stop};
 use crate::event::{Exchange, Usage};
 use crate::expr::model::Model;
 use crate::plan::{EngineIx, Node, StepPlan};
 use crate::row::{ErrorKind, Record, RowError, RowId, write_str};
-use crate::spec::{OnError, Retries, Sampling};
+use crate::spec::{OnError, Retries, Sampling, Task};
 
 /// One Step of a plan, ready to ask.
 pub struct Step {
@@ -25,6 +26,7 @@ pub struct Step {
     adapter: SharedEngine,
     broker: Arc<Broker>,
     answers: Arc<dyn Answers>,
+    task: Task,
     schema: Option<PreparedSchema>,
     sampling: Sampling,
     retries: Retries,
@@ -32,6 +34,8 @@ pub struct Step {
     can_fail: bool,
     /// A reply has run away: from now on replies are streamed, so that the next one is cut early.
     ran_away: AtomicBool,
+    /// Of its vectors.
+    dimension: Dimension,
 }
 
 /// What a Step is made of, for callers without a plan.
@@ -41,7 +45,9 @@ pub struct StepSettings {
     pub node: String,
     /// Who answers.
     pub engine: EngineIx,
-    /// The output model's JSON Schema; none for free text.
+    /// What it asks for.
+    pub task: Task,
+    /// The output model's JSON Schema; none for free text and for vectors.
     pub schema: Option<serde_json::Value>,
     /// Sampling of the first try.
     pub sampling: Sampling,
@@ -58,7 +64,7 @@ pub struct Question<'a> {
     pub row_id: &'a RowId,
     /// The rendered system prompt.
     pub system: Option<String>,
-    /// The rendered user prompt.
+    /// The rendered user prompt, or the text to embed.
     pub user: String,
     /// The node's output model, which the reply is checked against.
     pub model: Option<&'a Model>,
@@ -73,6 +79,8 @@ pub struct StepOutcome {
     pub usage: Usage,
     /// From lease to answer, summed over the tries; none when every answer came from the ledger.
     pub took: Option<Duration>,
+    /// How many numbers a vector of this Step has, where that decided on a reply; 0 else.
+    pub dimension: u32,
 }
 
 /// What schemas are called on the wire, where they must have a name. Not by the Step's: a Step that is renamed asks the same.
@@ -105,10 +113,11 @@ impl Step {
         let settings = StepSettings {
             node: node.id.clone(),
             engine: step.engine,
+            task: step.task,
             schema: node
                 .model
                 .as_ref()
-                .filter(|_| !step.free_text)
+                .filter(|_| !step.free_text && step.task == Task::Generate)
                 .map(|model| model.schema().clone()),
             sampling: step.sampling.clone(),
             retries: step.retries,
@@ -134,17 +143,29 @@ impl Step {
             adapter,
             broker,
             answers,
+            task: settings.task,
             schema,
             sampling: settings.sampling,
             retries: settings.retries,
             can_fail: settings.on_error == OnError::FailRow,
             ran_away: AtomicBool::new(false),
+            dimension: Dimension::default(),
         })
+    }
+
+    /// Takes vectors of so many numbers only, as those that were written before; 0 takes those of the first reply.
+    #[must_use]
+    pub fn with_dimension(mut self, dimension: u32) -> Self {
+        self.dimension = Dimension::of(dimension);
+        self
     }
 
     /// The request of a row's first try (also what `--dry-run` shows).
     pub fn first_request(&self, system: Option<&str>, user: &str) -> Rendered {
-        self.render(&first_messages(system, user), &self.sampling)
+        match self.task {
+            Task::Generate => self.render(&first_messages(system, user), &self.sampling),
+            Task::Embed => self.adapter.render(&Request::Embed { input: user }),
+        }
     }
 
     /// Asks until there is an output or the row has failed. Answers that the ledger has are not
@@ -196,9 +217,15 @@ impl Step {
             usage: Usage::default(),
             took: None,
             last: None,
+            dimension: 0,
         };
         loop {
-            let rendered = self.render(&messages, &talk.tries.sampling(&self.sampling));
+            let rendered = match self.task {
+                Task::Generate => self.render(&messages, &talk.tries.sampling(&self.sampling)),
+                Task::Embed => self.adapter.render(&Request::Embed {
+                    input: &question.user,
+                }),
+            };
             let turn = self.turn(question, talk.tries.turn, &rendered, memory).await?;
             let Turn { answer, took, fresh } = turn;
             let found = took.is_none().then_some((talk.tries.turn, rendered.digest));
@@ -220,7 +247,10 @@ impl Step {
                 Answer::Reply(reply) => {
                     talk.tries.replies += 1;
                     talk.usage += reply.usage;
-                    let verdict = self.judge(&mut talk, &mut messages, &reply, question.model);
+                    let verdict = match self.task {
+                        Task::Generate => self.judge(&mut talk, &mut messages, &reply, question.model),
+                        Task::Embed => self.judge_vector(&mut talk, &reply),
+                    };
                     if let Some(took) = took.filter(|_| fresh) {
                         self.tell(question, talk.tries.turn, took, || replied(&verdict, &reply));
                     }
@@ -230,12 +260,13 @@ impl Step {
                                 result: Ok((record, reply.reasoning.map(Into::into))),
                                 usage: talk.usage,
                                 took: talk.took,
+                                dimension: talk.dimension,
                             };
                             return Ok((outcome, found));
                         }
-                        Verdict::Again => talk.last = Some(reply.text),
+                        Verdict::Again => talk.last = self.shown(reply.text),
                         Verdict::Failed(kind, message) => {
-                            talk.last = Some(reply.text);
+                            talk.last = self.shown(reply.text);
                             return Ok((talk.failed(kind, message), found));
                         }
                     }
@@ -245,12 +276,12 @@ impl Step {
     }
 
     fn render(&self, messages: &[Message], sampling: &Sampling) -> Rendered {
-        self.adapter.render(&Request {
+        self.adapter.render(&Request::Chat(Chat {
             messages,
             schema: self.schema.as_ref(),
             sampling,
             stream: self.ran_away.load(Ordering::Relaxed),
-        })
+        }))
     }
 
     /// One try: remembered, else from the ledger, else live.
@@ -403,6 +434,22 @@ impl Step {
         verdict
     }
 
+    /// Decides on a reply that is to hold a vector. One that does not is asked for again as it was: there is nothing to
+    /// tell the model, but the next reply may be another.
+    fn judge_vector(&self, talk: &mut Talk, reply: &Reply) -> Verdict {
+        let (dimension, held) = self.dimension.output(reply);
+        talk.dimension = talk.dimension.max(dimension);
+        match held {
+            Ok(record) => Verdict::Done(record),
+            Err(problem) => self.bad(talk, ErrorKind::InvalidOutput, problem),
+        }
+    }
+
+    /// A reply as `errors/` shows it: a vector tells nobody anything that the message does not.
+    fn shown(&self, reply: String) -> Option<String> {
+        Some(reply).filter(|_| self.task == Task::Generate)
+    }
+
     /// Counts a bad reply.
     fn bad(&self, talk: &mut Talk, kind: ErrorKind, problem: String) -> Verdict {
         talk.tries.bad += 1;
@@ -435,6 +482,8 @@ struct Talk {
     took: Option<Duration>,
     /// The last reply's text.
     last: Option<String>,
+    /// See [`StepOutcome::dimension`].
+    dimension: u32,
 }
 
 impl Talk {
@@ -448,6 +497,7 @@ impl Talk {
             }),
             usage: self.usage,
             took: self.took,
+            dimension: self.dimension,
         }
     }
 }

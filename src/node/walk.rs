@@ -12,7 +12,7 @@ use crate::engine::Stop;
 use crate::expr::{Scope, template::Template, when::When};
 use crate::plan::{ApplyPlan, Item, Node, NodeIx, NodeKind, Plan, StepPlan};
 use crate::row::{ErrorKind, Named, Record, RowError, RowId};
-use crate::spec::OnError;
+use crate::spec::{OnError, Task};
 
 use super::apply::{self, Pool, Workers};
 use super::cpu::{self, Cpu};
@@ -393,7 +393,8 @@ impl Walker {
         let result = match self.prompts(plan, state) {
             Err(error) => Err(error),
             Ok((system, user)) => {
-                let model = node.model.as_ref().filter(|_| !plan.free_text);
+                let checked = !plan.free_text && plan.task == Task::Generate;
+                let model = node.model.as_ref().filter(|_| checked);
                 let outcome = step
                     .ask_with(
                         Question {
@@ -406,6 +407,7 @@ impl Walker {
                     )
                     .await?;
                 out.usage(ix.0, outcome.usage);
+                out.dimension(ix.0, outcome.dimension);
                 match outcome.took {
                     Some(took) => out.took(ix.0, took.as_secs_f64()),
                     None if state.is_news(News::Reused(ix.0)) => self.live.reused(ix.0),

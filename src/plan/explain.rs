@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ApplyPlan, EngineIx, Line, Node, NodeKind, Plan, Program, StepPlan};
 use crate::plan::Item;
-use crate::spec::{OnError, Sampling};
+use crate::spec::{OnError, Sampling, Task};
 
 pub use schemas::{flattened_names, flattened_schema, record_schema};
 pub use switches::{Switch, switches, switches_json};
@@ -126,15 +126,31 @@ fn process_json(program: &Program) -> Value {
 }
 
 fn step_json(plan: &Plan, step: &StepPlan) -> Value {
+    let engine = plan.engines.get(step.engine.0).map(|e| &e.name);
+    let retries = json!({"transport": step.retries.transport, "output": step.retries.output});
+    let on_error = match step.on_error {
+        OnError::FailRow => "fail_row",
+        OnError::Null => "null",
+    };
+    if step.task == Task::Embed {
+        return json!({
+            "kind": "step",
+            "engine": engine,
+            "task": step.task.as_str(),
+            "input": step.user.source(),
+            "retries": retries,
+            "on_error": on_error,
+        });
+    }
     json!({
         "kind": "step",
-        "engine": plan.engines.get(step.engine.0).map(|e| &e.name),
+        "engine": engine,
         "system_prompt": step.system.as_ref().map(|t| t.source()),
         "user_prompt": step.user.source(),
         "free_text": step.free_text,
         "sampling": sampling_json(&step.sampling),
-        "retries": {"transport": step.retries.transport, "output": step.retries.output},
-        "on_error": match step.on_error { OnError::FailRow => "fail_row", OnError::Null => "null" },
+        "retries": retries,
+        "on_error": on_error,
     })
 }
 

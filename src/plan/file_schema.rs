@@ -141,7 +141,7 @@ fn describe(mapping: &str, key: &str, about: &str) -> String {
 fn definitions() -> Value {
     let mut defs = Map::new();
     let required: [(&str, &[&str]); 12] = [
-        ("step", &["id", "engine", "user_prompt"]),
+        ("step", &["id", "engine"]),
         ("apply", &["id", "apply"]),
         ("apply_kind", &[]),
         ("group", &["parallel"]),
@@ -167,6 +167,7 @@ fn definitions() -> Value {
             schema.extend(more);
         }
     };
+    extend("step", keys_of_the_task());
     extend("apply_kind", one_of_the_applies());
     extend(
         "branch",
@@ -221,6 +222,19 @@ fn definitions() -> Value {
         }
     }
     defs.into()
+}
+
+/// What a Step has depends on its task.
+fn keys_of_the_task() -> Value {
+    let others = |own: &[&str]| -> Map<String, Value> {
+        let foreign = accepted::STEP.iter().filter(|key| !own.contains(key));
+        foreign.map(|key| ((*key).to_owned(), json!(false))).collect()
+    };
+    json!({
+        "if": {"required": ["task"], "properties": {"task": {"const": "embed"}}},
+        "then": {"required": ["input"], "properties": others(accepted::EMBED)},
+        "else": {"required": ["user_prompt"], "properties": others(accepted::GENERATE)},
+    })
 }
 
 /// `apply` runs exactly one thing.

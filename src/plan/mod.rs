@@ -27,7 +27,7 @@ use crate::expr::template::Template;
 use crate::expr::when::When;
 use crate::expr::{NameIx, Vars, Visible};
 use crate::row::Record;
-use crate::spec::{EngineSpec, OnError, Resources, Retries, Sampling};
+use crate::spec::{EngineSpec, OnError, Resources, Retries, Sampling, Task};
 
 /// The index of a node in [`Plan::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,9 +156,11 @@ pub enum NodeKind {
 pub struct StepPlan {
     /// Who answers.
     pub engine: EngineIx,
-    /// The system prompt.
+    /// What it asks for.
+    pub task: Task,
+    /// The system prompt; none with [`Task::Embed`].
     pub system: Option<Template>,
-    /// The user prompt.
+    /// The user prompt; with [`Task::Embed`] the input.
     pub user: Template,
     /// Sampling parameters.
     pub sampling: Sampling,
@@ -168,7 +170,7 @@ pub struct StepPlan {
     pub on_error: OnError,
     /// Where reasoning text goes in the table of names.
     pub reasoning: NameIx,
-    /// The user gave no model: the reply's text is the output.
+    /// The user gave no model: the reply's text is the output. Never with [`Task::Embed`].
     pub free_text: bool,
 }
 

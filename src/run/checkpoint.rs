@@ -1,5 +1,6 @@
 //! What is committed: one small file, replaced as a whole.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -30,6 +31,9 @@ pub struct Checkpoint {
     /// How long it took; nothing else depends on it.
     #[serde(default)]
     pub times: Times,
+    /// How many numbers the vectors of Steps have, by node and engine identity.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dimensions: BTreeMap<String, u32>,
     /// The first ledger segment that may hold answers of rows not yet committed.
     pub answers_from: u64,
     /// Answers of rows before this ordinal were not kept, or were given back.

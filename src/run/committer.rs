@@ -125,6 +125,8 @@ pub(super) struct Committer {
     pub(super) outcomes: File,
     pub(super) holding: Holding,
     pub(super) nodes: Vec<String>,
+    /// By node: what the length of its vectors is kept under.
+    pub(super) vectors: Vec<Option<String>>,
     pub(super) branches: Vec<String>,
     pub(super) ledger: Option<Arc<Ledger>>,
     /// Engines are asked, and what they say is not kept.
@@ -299,6 +301,11 @@ impl Committer {
         self.write_outcomes(&output)?;
         self.pass("commit.outcomes_written")?;
         self.checkpoint.counts.add(&output);
+        for (key, node) in self.vectors.iter().zip(&output.tally.nodes) {
+            if let (Some(key), 1..) = (key, node.dimension) {
+                self.checkpoint.dimensions.insert(key.clone(), node.dimension);
+            }
+        }
         self.checkpoint.position = position;
         self.waiting.behind.store(position.ordinal, Ordering::Relaxed);
         let errors = self.checkpoint.counts.errors;

@@ -10,7 +10,7 @@ use super::config::RunConfig;
 use crate::plan::{Node, NodeKind, Plan};
 use crate::sink::Format;
 use crate::source::{self, Fingerprint};
-use crate::spec::EngineSpec;
+use crate::spec::{EngineSpec, Task};
 
 /// The version of the files in `.chainette/`.
 pub(crate) const VERSION: u32 = 2;
@@ -131,6 +131,22 @@ pub(super) fn engines_by_step(plan: &Plan) -> HashMap<String, [u8; 32]> {
         NodeKind::Apply(_) => None,
     };
     plan.nodes.iter().filter_map(engine).collect()
+}
+
+/// By node: what the length of its vectors is known by, of Steps that embed. Another engine may make others.
+pub(super) fn vectors_by_node(plan: &Plan) -> Vec<Option<String>> {
+    let key = |node: &Node| match &node.kind {
+        NodeKind::Step(step) if step.task == Task::Embed => {
+            let identity = engine_identity(plan.engines.get(step.engine.0)?);
+            Some(format!(
+                "{} {}",
+                node.id,
+                blake3::hash(identity.as_bytes()).to_hex()
+            ))
+        }
+        NodeKind::Step(_) | NodeKind::Apply(_) => None,
+    };
+    plan.nodes.iter().map(key).collect()
 }
 
 /// Name, backend, model and what else decides what an engine replies; not where it is or how fast it is asked.

@@ -53,6 +53,7 @@ use crate::engine::broker::Broker;
 use crate::engine::supervise::{Policy, Supervisor};
 use crate::event::{Event, EventSender, Resumption, RunState, RunStats};
 use crate::node::Workers;
+use crate::plan::Plan;
 use crate::sink::{Layout, SinkError, StreamWriter};
 use crate::source::SourceError;
 use checkpoint::write_json;
@@ -177,12 +178,11 @@ pub fn run(
         Some(workers) => workers,
         None => Workers::start(&plan, events)?,
     };
-    let fresh = || Checkpoint {
-        counts: Counts::new(&plan),
-        ..Checkpoint::default()
-    };
     let resumed = found.is_some();
-    let mut checkpoint = found.unwrap_or_else(fresh);
+    let mut checkpoint = match found {
+        Some(found) => found,
+        None => fresh(&plan, &out)?,
+    };
     // Before anything is touched: what cannot be read is known now.
     let mut source = config.input.open(checkpoint.position, config.limit)?;
     if checkpoint.finished {
@@ -211,7 +211,7 @@ pub fn run(
         // Told to keep what fits: the answers do.
         Err(SinkError::Altered { .. }) if config.existing == Existing::Keep => {
             out.write_anew(wanted)?;
-            checkpoint = fresh();
+            checkpoint = fresh(&plan, &out)?;
             source = config.input.open(checkpoint.position, config.limit)?;
             layout.out.clone_from(&out.base);
             StreamWriter::resume(&layout, &plan, &checkpoint.sinks)?
@@ -345,6 +345,19 @@ pub fn run(
         already_finished: false,
         unwritten,
         stopped,
+    })
+}
+
+/// Nothing committed yet. Vectors are as long as those of the outputs that stand.
+fn fresh(plan: &Plan, out: &OutDir) -> Result<Checkpoint, RunError> {
+    let standing: Option<Checkpoint> = match out.reuse.next {
+        true => checkpoint::read_json(&out.private.join("checkpoint.json"))?,
+        false => None,
+    };
+    Ok(Checkpoint {
+        counts: Counts::new(plan),
+        dimensions: standing.map(|standing| standing.dimensions).unwrap_or_default(),
+        ..Checkpoint::default()
     })
 }
 

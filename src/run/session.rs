@@ -14,6 +14,7 @@ use super::committer::{Committer, WaitingRows};
 use super::config::RunConfig;
 use super::dispatcher::{self, StatusLine};
 use super::executor::{Executor, Failure, FeedGauge, Halt};
+use super::identity;
 use super::ledger::Ledger;
 use super::lock::Holding;
 use super::outdir::OutDir;
@@ -94,16 +95,26 @@ impl Session<'_> {
             Some(ledger) => ledger.clone(),
             None => Arc::new(NoAnswers),
         };
-        let steps = plan.nodes.iter().map(|node| match &node.kind {
-            NodeKind::Step(step) => {
-                let step = Step::new(node, step, broker.clone(), answers.clone());
-                let bug = || RunError::Bug {
-                    message: format!("`{}` has no engine", node.id),
-                };
-                step.map(Some).ok_or_else(bug)
-            }
-            NodeKind::Apply(_) => Ok(None),
-        });
+        let vectors = identity::vectors_by_node(&plan);
+        let dimension = |key: &Option<String>| {
+            let known = key.as_ref().and_then(|key| checkpoint.dimensions.get(key));
+            known.copied().unwrap_or(0)
+        };
+        let steps = plan
+            .nodes
+            .iter()
+            .zip(&vectors)
+            .map(|(node, key)| match &node.kind {
+                NodeKind::Step(step) => {
+                    let step = Step::new(node, step, broker.clone(), answers.clone());
+                    let bug = || RunError::Bug {
+                        message: format!("`{}` has no engine", node.id),
+                    };
+                    let step = step.map(|step| step.with_dimension(dimension(key)));
+                    step.map(Some).ok_or_else(bug)
+                }
+                NodeKind::Apply(_) => Ok(None),
+            });
         let steps = steps.collect::<Result<Vec<_>, _>>()?;
         let live = Arc::new(watch::live(&checkpoint.counts));
         let walker = Walker::new(plan.clone(), steps, cpu.clone())
@@ -133,6 +144,7 @@ impl Session<'_> {
             outcomes,
             holding: holding.clone(),
             nodes: plan.nodes.iter().map(|node| node.id.clone()).collect(),
+            vectors,
             branches: plan.branches.iter().map(|branch| branch.id.clone()).collect(),
             loses_answers: ledger.is_none() && plan.asks(&plan.main.0),
             ledger: ledger.clone(),

@@ -310,6 +310,7 @@ fn example(key: &str) -> &'static str {
     match key {
         "id" | "branch" => "some_name",
         "user_prompt" => "\"...\"",
+        "input" => "\"{{ text }}\"",
         "backend" => "openai",
         "model" => "qwen2.5-7b-instruct",
         "steps" | "parallel" => "[...]",
@@ -356,7 +357,24 @@ fn one_of(help: &str, known: &[&str]) -> String {
 /// What somebody means who writes a key that belongs elsewhere, or that another tool uses.
 fn meant(key: &str, known: &[&str]) -> Option<String> {
     let has = |wanted: &str| known.contains(&wanted);
+    let embeds = has("input") && !has("user_prompt");
     let other = match key {
+        "user_prompt" | "prompt" | "user" | "template" | "text" if embeds => "input",
+        "system_prompt" | "system" | "instructions" if embeds => {
+            return Some("a model that embeds reads one text: put this before it, into `input`".to_owned());
+        }
+        "output_model" | "schema" | "output" if embeds => {
+            return Some("leave it out: the output is `{embedding: [number, ...]}`".to_owned());
+        }
+        "sampling" if embeds => {
+            return Some("leave it out: nothing is sampled where a text is embedded".to_owned());
+        }
+        "input" if has("user_prompt") && !has(key) => {
+            return Some(
+                "with `task: embed` a Step embeds its `input`; one that generates text has a `user_prompt`"
+                    .to_owned(),
+            );
+        }
         "prompt" | "user" | "template" if has("user_prompt") => "user_prompt",
         "system" | "instructions" if has("system_prompt") => "system_prompt",
         "name" if has("id") => "id",

@@ -36,7 +36,9 @@ pub(crate) mod accepted {
         UNSERVED as ENGINE_UNSERVED,
     };
     pub(crate) use super::launch_fields::{MEMORY, SECRET_ENV, SECRET_FLAGS};
-    pub(crate) use super::steps::{APPLY, BRANCH, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP};
+    pub(crate) use super::steps::{
+        APPLY, BRANCH, EMBED, GENERATE, GROUP, RETRIES, SAMPLING, SAMPLING_TAKEN, STEP,
+    };
 }
 
 /// The wire protocol of an engine.
@@ -90,6 +92,29 @@ impl Backend {
     /// True when chainette can start its servers; the others are always someone else's.
     pub fn is_started(self) -> bool {
         matches!(self, Self::Vllm | Self::LlamaCpp | Self::Tgi)
+    }
+}
+
+/// What a Step asks of its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Text: a reply to its prompts.
+    #[default]
+    Generate,
+    /// The vector of a text.
+    Embed,
+}
+
+impl Task {
+    /// Every task.
+    pub const ALL: [Self; 2] = [Self::Generate, Self::Embed];
+
+    /// The name in a chain.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Embed => "embed",
+        }
     }
 }
 

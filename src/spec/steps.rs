@@ -4,18 +4,47 @@ use serde_json::Map;
 
 use super::apply::{ApplyKind, read_apply_kind};
 use super::fields::{Fields, text};
-use super::problem::{Code, Problems, Span, nearest};
+use super::problem::{Code, Problems, Span, nearest, suggest};
 use super::yaml::{Entry, Node, Text, Yaml};
-use super::{OnError, Retries, Sampling};
+use super::{OnError, Retries, Sampling, Task};
 
-/// The keys of a Step.
+/// The keys of a Step, whatever its task.
 pub(crate) const STEP: &[&str] = &[
     "id",
     "engine",
+    "task",
+    "system_prompt",
+    "user_prompt",
+    "input",
+    "output_model",
+    "sampling",
+    "retries",
+    "on_error",
+    "yield_output",
+    "when",
+    "emoji",
+];
+/// Those of a Step that generates text.
+pub(crate) const GENERATE: &[&str] = &[
+    "id",
+    "engine",
+    "task",
     "system_prompt",
     "user_prompt",
     "output_model",
     "sampling",
+    "retries",
+    "on_error",
+    "yield_output",
+    "when",
+    "emoji",
+];
+/// Those of a Step with `task: embed`.
+pub(crate) const EMBED: &[&str] = &[
+    "id",
+    "engine",
+    "task",
+    "input",
     "retries",
     "on_error",
     "yield_output",
@@ -41,8 +70,10 @@ const ANY: &[&str] = &[
     "apply",
     "parallel",
     "branch",
+    "task",
     "system_prompt",
     "user_prompt",
+    "input",
     "output_model",
     "sampling",
     "retries",
@@ -90,9 +121,11 @@ pub struct StepSpec {
     pub head: NodeHead,
     /// The engine's name.
     pub engine: Text,
-    /// The system prompt.
+    /// What it asks for.
+    pub task: Task,
+    /// The system prompt; none with [`Task::Embed`].
     pub system_prompt: Option<Text>,
-    /// The user prompt.
+    /// The user prompt; with [`Task::Embed`] the input.
     pub user_prompt: Text,
     /// Sampling parameters.
     pub sampling: Sampling,
@@ -237,10 +270,22 @@ fn read_head(fields: &Fields<'_>, problems: &mut Problems) -> Option<NodeHead> {
 }
 
 fn read_step(node: &Node, problems: &mut Problems) -> Option<StepSpec> {
-    let fields = Fields::of(node, "a Step", STEP, problems)?;
+    let task = read_task(node, problems);
+    let fields = match task {
+        Some(Task::Generate) => Fields::of(node, "a Step", GENERATE, problems)?,
+        Some(Task::Embed) => Fields::of(node, "a Step with `task: embed`", EMBED, problems)?,
+        // Which of its keys belong there is not known.
+        None => Fields::of(node, "a Step", STEP, problems)?,
+    };
     let head = read_head(&fields, problems);
     let engine = fields.need_text("engine", problems);
-    let user_prompt = fields.need_text("user_prompt", problems);
+    let user_prompt = match task {
+        Some(Task::Embed) => fields.need_text("input", problems),
+        // Said already: `task: embed` is missing, not a prompt.
+        Some(Task::Generate) if fields.has("input") => fields.text("user_prompt", problems),
+        Some(Task::Generate) => fields.need_text("user_prompt", problems),
+        None => None,
+    };
     let system_prompt = fields.text("system_prompt", problems);
     let sampling = read_sampling(&fields, problems);
     let retries = read_retries(&fields, problems);
@@ -248,12 +293,36 @@ fn read_step(node: &Node, problems: &mut Problems) -> Option<StepSpec> {
     Some(StepSpec {
         head: head?,
         engine: engine?,
+        task: task?,
         system_prompt,
         user_prompt: user_prompt?,
         sampling,
         retries,
         on_error,
     })
+}
+
+/// What a Step asks for; none where that cannot be told.
+fn read_task(node: &Node, problems: &mut Problems) -> Option<Task> {
+    let Some(entry) = node.get("task") else {
+        return Some(Task::default());
+    };
+    let names = Task::ALL.map(Task::as_str);
+    let named = entry.value.as_text().map_or("", |text| text.value.as_str());
+    let task = Task::ALL.into_iter().find(|task| task.as_str() == named);
+    if task.is_none() {
+        let message = format!(
+            "`task` must be `generate` or `embed`, found {}",
+            entry.value.found()
+        );
+        problems
+            .add(Code::BadValue, entry.value.span, message)
+            .maybe_help(match named.starts_with("embed") {
+                true => Some("did you mean `embed`?".to_owned()),
+                false => suggest(named, names),
+            });
+    }
+    task
 }
 
 fn read_sampling(fields: &Fields<'_>, problems: &mut Problems) -> Sampling {

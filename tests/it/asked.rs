@@ -39,9 +39,14 @@ impl Asked {
             .unwrap_or_default()
     }
 
-    /// The first user message: the rendered user prompt.
+    /// The first user message: the rendered user prompt; of a text to embed the text.
     pub fn user(&self) -> &str {
-        self.message("user")
+        self.input().unwrap_or_else(|| self.message("user"))
+    }
+
+    /// The text whose vector is asked for; none in a conversation.
+    pub fn input(&self) -> Option<&str> {
+        self.body.get("input")?.as_str()
     }
 
     /// The rendered system prompt.
@@ -56,7 +61,7 @@ impl Asked {
 
     /// True when Ollama's own API is spoken, not OpenAI's.
     pub fn is_ollama(&self) -> bool {
-        self.path.ends_with("/api/chat")
+        self.path.ends_with("/api/chat") || self.path.ends_with("/api/embed")
     }
 
     /// The JSON Schema the reply must match, as it was sent: OpenAI's form, llama.cpp's, TGI's or Ollama's.
@@ -108,6 +113,8 @@ pub enum Answer {
         /// `stop`, `length`, …
         finish_reason: &'static str,
     },
+    /// Vectors, one for each text as a rule; each number in all the digits that it has as a 64-bit one.
+    Vectors(Vec<Vec<f32>>),
     /// Any status with any body.
     Status {
         /// The status code.
@@ -152,6 +159,11 @@ impl Answer {
             content,
             finish_reason: "stop",
         }
+    }
+
+    /// A vector.
+    pub fn vector(numbers: &[f32]) -> Self {
+        Self::Vectors(vec![numbers.to_vec()])
     }
 
     /// A reply cut at the token limit.

@@ -9,7 +9,7 @@ use chainette::engine::client::schema::PreparedSchema;
 use chainette::engine::{CallError, Engine, Pressure, Rendered, Reply, Request, SharedEngine, Stop};
 use chainette::event::{Event, EventSender};
 use chainette::row::ErrorKind;
-use chainette::spec::Concurrency;
+use chainette::spec::{Concurrency, Task};
 use serde_json::Value;
 
 use crate::engine::{block_on, class, hello, spec};
@@ -238,6 +238,7 @@ impl Engine for Own {
     }
     fn render(&self, _: &Request<'_>) -> Rendered {
         Rendered {
+            task: Task::Generate,
             body: bytes::Bytes::new(),
             digest: [0; 32],
         }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::datatypes::{DataType, Float32Type, Float64Type, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::value::RawValue;
 
@@ -27,6 +27,8 @@ enum Kind {
     Text,
     Json,
     List(Box<Kind>),
+    /// Numbers of 32 bits, so many in each row.
+    Vector(usize),
     Struct(Columns),
 }
 
@@ -80,11 +82,15 @@ fn kind(found: &DataType, path: &mut Vec<String>, json: &[Vec<String>]) -> Kind 
         DataType::Float64 => Kind::Number,
         DataType::Utf8 if json.contains(path) => Kind::Json,
         DataType::Utf8 => Kind::Text,
+        DataType::List(item) if *item.data_type() == DataType::Float32 => Kind::Vector(0),
         DataType::List(item) => {
             path.extend(["list".to_owned(), "element".to_owned()]);
             let item = kind(item.data_type(), path, json);
             path.truncate(path.len() - 2);
             Kind::List(Box::new(item))
+        }
+        DataType::FixedSizeList(item, size) if *item.data_type() == DataType::Float32 => {
+            Kind::Vector(usize::try_from(*size).expect("a size"))
         }
         DataType::Struct(parts) => {
             let parts = parts.iter().map(|part| {
@@ -112,6 +118,11 @@ fn cell(kind: &Kind, array: &dyn Array, row: usize) -> Option<String> {
         Kind::List(item) => {
             let items = array.as_list::<i32>().value(row);
             list((0..items.len()).map(|at| cell(item, &items, at)))
+        }
+        Kind::Vector(_) => {
+            let items = array.as_fixed_size_list().value(row);
+            let numbers = items.as_primitive::<Float32Type>().values().iter();
+            list(numbers.map(|number| Some(format!("{number:?}"))))
         }
         Kind::Struct(parts) => {
             let arrays = array.as_struct().columns();
@@ -200,6 +211,7 @@ fn may_hold(kind: &Kind, seen: &Kind) -> bool {
     match (kind, seen) {
         (_, Kind::Unknown) => true,
         (Kind::List(kind), Kind::List(seen)) => may_hold(kind, seen),
+        (Kind::Vector(size), Kind::List(seen)) => *size > 0 && **seen == Kind::Number,
         (Kind::Json, Kind::Struct(none)) if none.is_empty() => true,
         (Kind::Struct(parts), Kind::Struct(seen)) => seen.iter().all(|(name, seen)| {
             let part = parts.iter().find(|(part, _)| part == name);
@@ -296,6 +308,12 @@ fn value(kind: &Kind, raw: &str) -> Option<String> {
         Kind::List(item) => {
             let items: Option<Vec<_>> = items(raw).iter().map(|raw| value(item, raw.get())).collect();
             list(items?.into_iter().map(Some))
+        }
+        Kind::Vector(size) => {
+            let items = items(raw);
+            let numbers: Option<Vec<f32>> = items.iter().map(|raw| raw.get().parse().ok()).collect();
+            let numbers = numbers.filter(|numbers| numbers.len() == *size)?;
+            list(numbers.iter().map(|number| Some(format!("{number:?}"))))
         }
         Kind::Struct(parts) => {
             let values = fields(raw);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chainette::engine::client::openai::OpenAi;
-use chainette::engine::{CallError, Engine, Finish, Message, Rendered, Reply, Request, Role};
+use chainette::engine::{CallError, Chat, Engine, Finish, Message, Rendered, Reply, Request, Role};
 use chainette::spec::{Backend, Concurrency, EngineSpec, Sampling, Timeouts};
 use serde_json::{Value, json};
 
@@ -42,12 +42,12 @@ pub fn hello(engine: &dyn Engine) -> Rendered {
         role: Role::User,
         content: "hello".into(),
     }];
-    engine.render(&Request {
+    engine.render(&Request::Chat(Chat {
         messages: &messages,
         schema: None,
         sampling: &Sampling::default(),
         stream: false,
-    })
+    }))
 }
 
 fn call(spec: &EngineSpec) -> Result<Reply, CallError> {
@@ -250,12 +250,12 @@ fn the_whole_request_goes_out() {
     };
     sampling.extra.insert("top_k".into(), 40.into());
     sampling.extra.insert("stream".into(), true.into());
-    let request = Request {
+    let request = Request::Chat(Chat {
         messages: &messages,
         schema: Some(&schema),
         sampling: &sampling,
         stream: false,
-    };
+    });
     let rendered = engine.render(&request);
     assert_eq!(
         engine.render(&request).digest,

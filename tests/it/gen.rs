@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::server::{Answer, Asked, Dice};
+use crate::server::{Answer, Asked, Dice, vector_of};
 
 /// A chain.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +93,7 @@ pub struct Step {
     pub max_tokens: u64,
 }
 
-/// Output models; each has a field `text`.
+/// Output models; each but the last has a field `text`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Model {
     /// No `output_model`: `{"text": …}`.
@@ -102,6 +102,8 @@ pub enum Model {
     Label,
     /// `{text: string, list: [{x: integer}], ok: boolean}`
     Nested,
+    /// `task: embed`: `{"embedding": […]}`; the prompt is the input.
+    Vector,
 }
 
 /// User prompts.
@@ -320,11 +322,20 @@ impl Node {
             }
             Kind::Step(step) => {
                 spec.insert("engine".into(), "e".into());
+                spec.insert("retries".into(), json!({"output": step.retries_output}));
+                if step.on_error_null {
+                    spec.insert("on_error".into(), "null".into());
+                }
+                if step.model == Model::Vector {
+                    spec.insert("task".into(), "embed".into());
+                    spec.insert("input".into(), step.prompt.template().into());
+                    return spec.into();
+                }
                 let system = format!("{} {:?} {{{{ vars.tone }}}}", self.id, step.model);
                 spec.insert("system_prompt".into(), system.into());
                 spec.insert("user_prompt".into(), step.prompt.template().into());
                 let model = match step.model {
-                    Model::Free => None,
+                    Model::Free | Model::Vector => None,
                     Model::Label => Some(json!({"text": "string", "label": "a | b | c", "score": "number?"})),
                     Model::Nested => {
                         Some(json!({"text": "string", "list": [{"x": "integer"}], "ok": "boolean"}))
@@ -336,10 +347,6 @@ impl Node {
                     sampling["max_tokens"] = step.max_tokens.into();
                 }
                 spec.insert("sampling".into(), sampling);
-                spec.insert("retries".into(), json!({"output": step.retries_output}));
-                if step.on_error_null {
-                    spec.insert("on_error".into(), "null".into());
-                }
             }
         }
         spec.into()
@@ -405,6 +412,17 @@ pub enum Reply {
     Cut(String),
     /// 400.
     Refused,
+    /// A vector; none: a list of none.
+    Vector(Option<Vec<f32>>),
+}
+
+/// What the engine says to a text to embed: one in ten has no vector, and one in ten is refused.
+pub fn vector(text: &str) -> Reply {
+    match Dice::new(format!("class of {text}").as_bytes()).below(10) {
+        0 => Reply::Refused,
+        1 => Reply::Vector(None),
+        _ => Reply::Vector(Some(vector_of(text, 3))),
+    }
 }
 
 /// The one answer function: of the two prompts, whether a bad reply is carried along, and the token limit.
@@ -466,7 +484,7 @@ pub fn answer(asked: &Asked, faults: bool) -> Answer {
                     body: String::new(),
                 };
             }
-            8..=10 => {
+            8..=10 if asked.input().is_none() => {
                 return Answer::ErrorInside(match asked.is_ollama() {
                     true => json!({"error": "made to break off"}),
                     false => json!({"error": {"message": "made to break off", "code": 500}}),
@@ -475,14 +493,19 @@ pub fn answer(asked: &Asked, faults: bool) -> Answer {
             _ => {}
         }
     }
-    match reply(
-        asked.system(),
-        asked.user(),
-        asked.tries() > 0,
-        asked.max_tokens().unwrap_or(0),
-    ) {
+    let reply = match asked.input() {
+        Some(text) => vector(text),
+        None => reply(
+            asked.system(),
+            asked.user(),
+            asked.tries() > 0,
+            asked.max_tokens().unwrap_or(0),
+        ),
+    };
+    match reply {
         Reply::Text(text) => Answer::text(text),
         Reply::Cut(text) => Answer::cut(text),
         Reply::Refused => Answer::status(400, "made to be refused"),
+        Reply::Vector(vector) => Answer::Vectors(vector.into_iter().collect()),
     }
 }

@@ -31,6 +31,8 @@ mod disks;
 mod draining;
 mod dry_run;
 mod editing;
+mod embed;
+mod embed_runs;
 mod engine;
 mod engine_commands;
 mod engine_faults;

@@ -19,7 +19,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use serde_json::Value;
 
-use crate::generate::{BACKENDS, Chain, DECLARED, Kind, Means, answer, reply};
+use crate::generate::{BACKENDS, Chain, DECLARED, Kind, Means, Model, Node, answer, reply};
 use crate::given::Given;
 use crate::harness::tree;
 use crate::reference::{self, Fates, Line, Outcome};
@@ -470,6 +470,19 @@ fn the_generator_covers_the_contract() {
                 emits(&node.id) && matches!(&node.kind, Kind::Step(step) if found(step.max_tokens))
             })
         };
+        let embeds = |node: &&Node| matches!(&node.kind, Kind::Step(step) if step.model == Model::Vector);
+        see(
+            "embed",
+            nodes
+                .iter()
+                .filter(|node| embeds(node))
+                .any(|node| emits(&node.id)),
+        );
+        let bad = |node: &Node| outcome.fates[&node.id].failed > 0;
+        see(
+            "no vector",
+            nodes.iter().filter(|node| embeds(node)).any(|node| bad(node)),
+        );
         see("streamed", limits(|limit| limit == 0 || limit > 512));
         see("not streamed", limits(|limit| (1..=512).contains(&limit)));
         see("auto", asked > 0 && chain.engine.concurrency.is_none());

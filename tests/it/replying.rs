@@ -99,6 +99,24 @@ impl ReplyBody {
         stream
     }
 
+    /// Vectors, as they are listed by OpenAI or Ollama.
+    pub(super) fn vectors(asked: &Asked, vectors: &[Vec<f32>], ticket: Ticket) -> Self {
+        let tokens = asked.user().len().div_ceil(4);
+        let body = if asked.is_ollama() {
+            json!({"model": asked.body["model"], "embeddings": vectors, "prompt_eval_count": tokens})
+        } else {
+            let listed = vectors.iter().enumerate();
+            let data: Vec<Value> = listed
+                .map(|(at, vector)| json!({"object": "embedding", "index": at, "embedding": vector}))
+                .collect();
+            json!({
+                "object": "list", "model": asked.body["model"], "data": data,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            })
+        };
+        Self::whole(body.to_string().into(), Some(ticket))
+    }
+
     /// A reply that only ends when the client goes away, or at its token limit.
     pub(super) fn endless(asked: &Asked, piece: &str, ticket: Ticket) -> Self {
         if asked.body["stream"] == true {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use chainette::engine::client::{adapter, address};
-use chainette::engine::{Message, Request, Role};
+use chainette::engine::{Chat, Message, Request, Role};
 use chainette::spec::{Backend, EngineSpec, Sampling};
 use serde_json::{Value, json};
 
@@ -124,12 +124,12 @@ fn requests_go_out_in_each_backends_form() {
             let engine = adapter(spec).expect("a good declaration");
             let schema = schema.map(|schema| engine.prepare("step", schema));
             let request = |stream| {
-                engine.render(&Request {
+                engine.render(&Request::Chat(Chat {
                     messages,
                     schema: schema.as_ref(),
                     sampling,
                     stream,
-                })
+                }))
             };
             let rendered = request(stream);
             assert_eq!(
@@ -176,20 +176,20 @@ fn stream_options_can_be_left_out_or_changed() {
         let mut sampling = Sampling::default();
         sampling.extra.insert("stream_options".into(), given);
         let engine = engine(Backend::OpenAi, "http://127.0.0.1:1/v1");
-        let rendered = engine.render(&Request {
+        let rendered = engine.render(&Request::Chat(Chat {
             messages: &[],
             schema: None,
             sampling: &sampling,
             stream: false,
-        });
+        }));
         let body: Value = serde_json::from_slice(&rendered.body).expect("JSON");
         assert_eq!((&body["stream"], &body["stream_options"]), (&json!(true), &sent));
-        let plain = engine.render(&Request {
+        let plain = engine.render(&Request::Chat(Chat {
             messages: &[],
             schema: None,
             sampling: &Sampling::default(),
             stream: false,
-        });
+        }));
         assert_eq!(
             rendered.digest, plain.digest,
             "how a stream is sent is no other question"

@@ -9,7 +9,7 @@ use chainette::engine::broker::{Broker, Budget, MemoryLedger, Prepare, ServerSta
 use chainette::engine::provision::{Need, PreparedEngine};
 use chainette::engine::supervise::{Policy, Supervisor};
 use chainette::engine::warm::WarmFolder;
-use chainette::engine::{CallError, Message, Rendered, Request, Role, Stop};
+use chainette::engine::{CallError, Chat, Message, Rendered, Request, Role, Stop};
 use chainette::event::EventSender;
 use chainette::spec::{Backend, Concurrency, EngineSpec, Launch, Sampling};
 
@@ -66,12 +66,15 @@ fn asking(broker: &Broker, text: &str) -> Rendered {
         role: Role::User,
         content: text.to_owned(),
     }];
-    broker.engine(ix).expect("it is known").render(&Request {
-        messages: &messages,
-        schema: None,
-        sampling: &Sampling::default(),
-        stream: false,
-    })
+    broker
+        .engine(ix)
+        .expect("it is known")
+        .render(&Request::Chat(Chat {
+            messages: &messages,
+            schema: None,
+            sampling: &Sampling::default(),
+            stream: false,
+        }))
 }
 
 /// Asks until there is an answer.

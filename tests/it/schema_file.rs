@@ -97,6 +97,7 @@ fn the_loader_knows_every_key_that_the_schema_offers() {
     // The keys are tried in a real chain, so that a list which the loader does not use is found.
     let place = |name: &str, key: &str| match name {
         "chain" => format!("{key}: 1\n"),
+        "step" if key == "input" => "steps: [{engine: e, task: embed, input: 1}]\n".to_owned(),
         "step" => format!("steps: [{{engine: e, {key}: 1}}]\n"),
         "apply" => format!("steps: [{{apply: {{jq: .}}, {key}: 1}}]\n"),
         "apply_kind" => format!("steps: [{{id: a, apply: {{python: 'a.py:f', {key}: 1}}}}]\n"),

@@ -422,6 +422,10 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             let body = ReplyBody::completion(&asked, &content, finish_reason, shared.paced, ticket);
             reply(200, &kind(&body), body)
         }
+        Answer::Vectors(vectors) => {
+            let body = ReplyBody::vectors(&asked, &vectors, ticket);
+            reply(200, &kind(&body), body)
+        }
         Answer::Status { code, headers, body } => {
             reply(code, &headers, ReplyBody::whole(body.into(), Some(ticket)))
         }
@@ -534,8 +538,20 @@ impl Drop for Ticket {
     }
 }
 
-/// The default answer: a value that satisfies the request's schema, or a short text; a pure function of the body.
+/// A vector that follows from a text.
+pub fn vector_of(text: &str, size: usize) -> Vec<f32> {
+    let mut dice = Dice::new(text.as_bytes());
+    (0..size)
+        .map(|_| dice.below(2001) as f32 / 1000.0 - 1.0)
+        .collect()
+}
+
+/// The default answer: a value that satisfies the request's schema, a short text, or the vector of a text; a pure
+/// function of the body.
 pub fn answer_from_schema(asked: &Asked) -> Answer {
+    if let Some(text) = asked.input() {
+        return Answer::vector(&vector_of(text, 8));
+    }
     let mut dice = Dice::new(&asked.raw);
     Answer::text(match asked.schema() {
         Some(schema) => sample(schema, schema, &mut dice, 0).to_string(),

@@ -14,7 +14,7 @@ use chainette::node::answer::{Answer as Kept, AnswerKey, Answers, NoAnswers};
 use chainette::node::reply::{extract, is_runaway};
 use chainette::node::step::{Question, Step, StepOutcome, StepSettings};
 use chainette::row::{ErrorKind, RowError, RowId};
-use chainette::spec::{OnError, Retries, Sampling};
+use chainette::spec::{OnError, Retries, Sampling, Task};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -106,6 +106,7 @@ impl Bench {
             on_error: OnError::FailRow,
             node: "grade".into(),
             engine: self.broker.index("small").expect("the engine is known"),
+            task: Task::Generate,
             schema: Some(json!({
                 "type": "object",
                 "properties": {"n": {"type": "number"}, "note": {"type": "string"}},

@@ -12,6 +12,10 @@ pub struct Tape<'a> {
     ids: usize,
     /// Applies that start processes.
     processes: usize,
+    /// The engine embeds nothing.
+    talks_only: bool,
+    /// The current item may be a vector, which has no `text` to read.
+    vector: bool,
 }
 
 /// No more in a chain: interpreters take their time to start.
@@ -33,6 +37,8 @@ impl<'a> Tape<'a> {
             bytes,
             ids: 0,
             processes: 0,
+            talks_only: false,
+            vector: false,
         }
     }
 
@@ -57,6 +63,7 @@ impl<'a> Tape<'a> {
     pub fn chain(&mut self) -> Chain {
         let input_model = self.below(4) == 1;
         let backend = self.below(BACKENDS.len());
+        self.talks_only = BACKENDS[backend] == "tgi";
         let concurrency = [Some(8), Some(1), Some(3), None][self.below(4)];
         let count = 1 + self.below(5);
         let items = self.items(count, &mut Vec::new(), 0);
@@ -93,9 +100,11 @@ impl<'a> Tape<'a> {
                 let collect = join.is_some() && self.below(3) == 1;
                 let when = self.when(names);
                 let count = 1 + self.below(3);
+                let vector = self.vector;
                 let items = self.items(count, &mut names.clone(), depth + 1);
+                self.vector = vector;
                 let steps_only = items.iter().all(|item| match item {
-                    Item::Node(node) => matches!(node.kind, Kind::Step(_)),
+                    Item::Node(node) => matches!(&node.kind, Kind::Step(step) if step.model != Model::Vector),
                     Item::Group(_) => true,
                 });
                 let node = |item: &Item| matches!(item, Item::Node(_));
@@ -136,7 +145,7 @@ impl<'a> Tape<'a> {
         let yield_output = self.below(6) != 5;
         if yield_output {
             let (text, label) = match &kind {
-                Kind::Step(step) => (true, step.model == Model::Label),
+                Kind::Step(step) => (step.model != Model::Vector, step.model == Model::Label),
                 Kind::Apply(..) => (false, false),
             };
             names.push(Name {
@@ -200,14 +209,21 @@ impl<'a> Tape<'a> {
         let named = (!names.is_empty()).then(|| names[self.below(names.len())].clone());
         let prompt = match (self.below(8), named) {
             (2, _) => Prompt::RowId,
-            (3, _) => Prompt::ItemText,
-            (4, _) => Prompt::BareText,
+            (3, _) if !self.vector => Prompt::ItemText,
+            (4, _) if !self.vector => Prompt::BareText,
             (5 | 6, Some(name)) if name.text => Prompt::NameText(name.id),
             (5..=7, Some(name)) => Prompt::Guarded(name.id),
             _ => Prompt::Text,
         };
-        let model = [Model::Free, Model::Label, Model::Nested][self.below(3)];
+        let model = match self.below(4) {
+            1 => Model::Label,
+            2 => Model::Nested,
+            3 if !self.talks_only => Model::Vector,
+            _ => Model::Free,
+        };
         let on_error_null = self.below(4) == 3;
+        // Skipped or nulled it leaves the item that was there; what an Apply makes of a vector has no `text` either.
+        self.vector |= model == Model::Vector;
         let retries_output = 2 - self.below(2) as u32;
         let max_tokens = FIRST[self.below(FIRST.len())];
         self.node(

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::generate::{Apply, From, Means, Model, Prompt, Reply, Step, When};
+use crate::generate::{self, Apply, From, Means, Model, Prompt, Reply, Step, When};
 
 /// Field names with their values as raw JSON, and the text they came as when nothing has changed it since.
 #[derive(Clone, Debug, Default)]
@@ -173,6 +173,9 @@ fn outputs(apply: &Apply, row: &Row) -> Result<Vec<Record>, Failure> {
 
 pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Record, Failure> {
     let user = prompt(&step.prompt, row).ok_or(("template", None, None))?;
+    if step.model == Model::Vector {
+        return embed(step, &user);
+    }
     let system = format!("{} {:?} calm", id, step.model);
     let (mut got, mut bad, mut cuts, mut runaways, mut limit) = (0, 0, 0, 0, step.max_tokens);
     let mut asked_again = false;
@@ -180,7 +183,7 @@ pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Recor
     loop {
         let reply = answer(&system, &user, asked_again, limit);
         let kind = match &reply {
-            Reply::Refused => return Err(("http", Some(got), last)),
+            Reply::Refused | Reply::Vector(_) => return Err(("http", Some(got), last)),
             Reply::Cut(text) if text.ends_with(&" ".repeat(64)) => {
                 (bad, runaways) = (bad + 1, runaways + 1);
                 (runaways == 2).then_some("runaway")
@@ -206,6 +209,18 @@ pub fn step(id: &str, step: &Step, row: &Row, answer: &AnswerFn) -> Result<Recor
             return Err((kind, Some(got), last));
         }
     }
+}
+
+/// A vector's numbers, each in its shortest form as a number of 32 bits.
+fn embed(step: &Step, text: &str) -> Result<Record, Failure> {
+    let numbers = match generate::vector(text) {
+        Reply::Vector(Some(numbers)) => numbers,
+        Reply::Vector(None) => return Err(("invalid_output", Some(step.retries_output + 1), None)),
+        _ => return Err(("http", Some(0), None)),
+    };
+    let numbers: Vec<_> = numbers.iter().map(|number| format!("{number:?}")).collect();
+    let list = format!("[{}]", numbers.join(","));
+    Ok(Record::from_iter([("embedding".to_owned(), list)]))
 }
 
 /// The record in a reply, when the model takes it.

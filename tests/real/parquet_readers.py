@@ -3,10 +3,12 @@
 Usage: parquet_readers.py BINARY CHAIN WORK
 """
 
+import http.server
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 
 import duckdb
 import polars
@@ -111,7 +113,76 @@ def compare(folder: str, parquet: pathlib.Path, jsonl: pathlib.Path) -> int:
     return len(expected)
 
 
+class Embedder(http.server.BaseHTTPRequestHandler):
+    """An engine whose vectors have 384 numbers."""
+
+    SIZE = 384
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        n = int(asked["input"].split()[-1])
+        vector = [(n * 31 + k * 7) % 2001 / 1000 - 1 for k in range(self.SIZE)]
+        body = json.dumps({"data": [{"index": 0, "embedding": vector}], "usage": {"prompt_tokens": 3}}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def vectors(binary: str, work: pathlib.Path) -> None:
+    """Lists of 32-bit numbers that are all of one length; every third row has none."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Embedder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    rows, size = 300, Embedder.SIZE
+    engine = {"backend": "openai", "model": "m", "endpoint": f"http://127.0.0.1:{server.server_port}/v1"}
+    vec = {"id": "vec", "engine": "e", "task": "embed", "input": "row {{ n }}", "when": "n % 3 > 0"}
+    (work / "vectors.json").write_text(json.dumps({"engines": {"e": engine}, "steps": [vec]}))
+    (work / "numbers.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(rows)))
+    outs = {}
+    for form in ("parquet", "jsonl"):
+        outs[form] = work / f"vectors-{form}"
+        command = [binary, "run", work / "vectors.json", work / "numbers.jsonl", outs[form], "--format", form]
+        subprocess.run([*command, "--max-lines-per-file", "120", "--quiet"], check=True)
+    server.shutdown()
+    lines = [line for shard in shards(outs["jsonl"] / "flattened", "jsonl") for line in shard.read_text().splitlines()]
+    expected = [json.loads(line).get("vec.embedding") for line in lines]
+    assert len(expected) == rows and sum(vector is None for vector in expected) == rows // 3
+    files = [str(file) for file in shards(outs["parquet"] / "flattened", "parquet")]
+    assert len(files) == 3, files
+
+    def same(name: str, found: list) -> None:
+        assert len(found) == rows, f"{name}: {len(found)} rows"
+        for n, (vector, wanted) in enumerate(zip(found, expected)):
+            # The text of a 32-bit number is the shortest; as a 64-bit number it is another one, but the nearest.
+            near = vector == wanted or all(abs(a - b) <= 6e-8 * abs(b) for a, b in zip(vector, wanted, strict=True))
+            assert near, f"{name}, row {n}:\nexpected {wanted}\nfound    {vector}"
+
+    table = pyarrow.parquet.read_table(outs["parquet"] / "flattened")
+    kind = table.schema.field("vec.embedding").type
+    assert str(kind).startswith("fixed_size_list<element: float>") and kind.list_size == size, kind
+    same("pyarrow", table["vec.embedding"].to_pylist())
+    frame = polars.concat([polars.read_parquet(file) for file in files])
+    assert frame.schema["vec.embedding"] == polars.Array(polars.Float32, size), frame.schema
+    same("polars", [None if row is None else list(row) for row in frame["vec.embedding"].to_list()])
+    found = duckdb.sql(f"select typeof(\"vec.embedding\"), \"vec.embedding\"::FLOAT[{size}] from read_parquet({files})").fetchall()
+    assert {kind for kind, _ in found} == {"FLOAT[]"}, {kind for kind, _ in found}
+    same("duckdb", [None if row is None else list(row) for _, row in found])
+    nearest = duckdb.sql(
+        f"""select a.row_id, b.row_id from read_parquet({files}) a, read_parquet({files}) b
+        where a.row_id = '1' and b."vec.embedding" is not null
+        order by array_distance(a."vec.embedding"::FLOAT[{size}], b."vec.embedding"::FLOAT[{size}]) limit 1"""
+    ).fetchall()
+    assert nearest == [("1", "1")], nearest
+    print(f"DuckDB, PyArrow and Polars read {rows - rows // 3} vectors of {size} 32-bit numbers")
+
+
 def main(binary: str, chain: str, work: pathlib.Path) -> None:
+    vectors(binary, work)
     with open(work / "in.jsonl", "w") as out:
         for n in range(ROWS):
             row = {"text": f"row {n} é 😀 \"q\"", "n": n, "price": n + 0.1, "meta": [None, n, {"a": "b"}, "t"][n % 4]}

@@ -8,8 +8,8 @@ use super::events::{Events, Lines};
 use super::fault::Failed;
 use super::http::{Http, Incoming};
 use super::limits::Limits;
-use crate::engine::{BROKEN, CallError, Pressure, Rendered, Reply, Request, SetupError};
-use crate::spec::{Backend, EngineSpec};
+use crate::engine::{BROKEN, CallError, Chat, Pressure, Rendered, Reply, SetupError};
+use crate::spec::{Backend, EngineSpec, Task};
 
 /// A reply this long or of open length is streamed, in tokens: it may run away for long.
 const LONG: u32 = 512;
@@ -24,6 +24,9 @@ pub(super) trait Protocol: Sync {
 
     /// Reads one message of a stream.
     fn message(draft: &mut Draft, message: &[u8]) -> Result<Told, CallError>;
+
+    /// Reads the body of a reply that holds the vector of a text.
+    fn vector(body: &[u8]) -> Result<Reply, CallError>;
 }
 
 /// How a stream is cut into messages.
@@ -116,6 +119,19 @@ impl Connection {
             body.push(b'}');
         }
         Rendered {
+            task: Task::Generate,
+            body: body.into(),
+            digest: hasher.finalize().into(),
+        }
+    }
+
+    /// A request for the vector of a text, from its body.
+    pub(super) fn seal_embed(&self, body: Vec<u8>) -> Rendered {
+        let mut hasher = self.identity.clone();
+        hasher.update(b"embed");
+        hasher.update(&body);
+        Rendered {
+            task: Task::Embed,
             body: body.into(),
             digest: hasher.finalize().into(),
         }
@@ -131,15 +147,19 @@ impl Connection {
             });
         };
         let exchange = async {
-            let incoming = http.post(rendered.body.clone(), turn).await?;
+            let incoming = http.post(rendered.task, rendered.body.clone(), turn).await?;
             if incoming.status != 200 {
                 let (status, retry_after) = (incoming.status, incoming.retry_after);
                 let body = incoming.whole().await?;
                 return Failed {
                     retry_after,
+                    task: rendered.task,
                     ..self.failed(status, &body)
                 }
                 .classify();
+            }
+            if rendered.task == Task::Embed {
+                return P::vector(&incoming.whole().await?);
             }
             match P::FRAMING {
                 Framing::Events if !incoming.is_events() => {
@@ -224,6 +244,7 @@ impl Connection {
     fn failed<'a>(&'a self, status: u16, body: &'a [u8]) -> Failed<'a> {
         Failed {
             status,
+            task: Task::Generate,
             streaming: false,
             retry_after: None,
             body,
@@ -257,6 +278,6 @@ impl std::fmt::Debug for Connection {
 }
 
 /// True when a request is to be streamed: it asks for that, or its reply may be long.
-pub(super) fn streams(request: &Request<'_>) -> bool {
-    request.stream || request.sampling.limit().is_none_or(|limit| limit > LONG)
+pub(super) fn streams(chat: &Chat<'_>) -> bool {
+    chat.stream || chat.sampling.limit().is_none_or(|limit| limit > LONG)
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::engine::{CallError, Finish, Pressure, Reply};
 use crate::event::Usage;
 use crate::row::ErrorKind;
-use crate::spec::Backend;
+use crate::spec::{Backend, Task};
 
 /// The longest server message we keep, in characters.
 const MAX_MESSAGE: usize = 500;
@@ -17,6 +17,8 @@ const MAX_MESSAGE: usize = 500;
 pub(super) struct Failed<'a> {
     /// HTTP status, or the one that an error inside a stream stands for.
     pub(super) status: u16,
+    /// What was asked for.
+    pub(super) task: Task,
     /// It came inside a stream.
     pub(super) streaming: bool,
     /// `Retry-After`.
@@ -58,7 +60,17 @@ impl Failed<'_> {
                 message: format!("{message}; {advice}"),
             })
         };
+        let embeds = self.task == Task::Embed;
         match status {
+            // Whatever its number.
+            400.. if embeds && said.lower.contains("not support embedding") => fatal(self.no_embeddings()),
+            400.. if embeds && said.lower.contains("pooling type") => fatal(
+                "its model does not say how the vectors of tokens become one: start the server with `--pooling mean` (or the model's own way)",
+            ),
+            501 if embeds => fatal(self.no_embeddings()),
+            501 if said.lower.contains("not support completions") => {
+                fatal("or use another engine for this Step")
+            }
             401 | 403 => fatal(&match self.key_env {
                 Some(name) => format!("check the API key in {name}"),
                 None => "it wants an API key: name the variable that holds it in `api_key_env`".to_owned(),
@@ -68,8 +80,13 @@ impl Failed<'_> {
                 self.model
             )),
             404 => fatal(&format!(
-                "check that it serves the model `{}` and that `endpoint` ends where `/chat/completions` begins",
-                self.model
+                "check that it serves the model `{}` and that `endpoint` ends where `{}` begins",
+                self.model,
+                if embeds {
+                    "/embeddings"
+                } else {
+                    "/chat/completions"
+                }
             )),
             400 if said.lower.contains("does not support thinking") => fatal("leave out `reasoning: true`"),
             400 | 422 if said.unknown_model() => {
@@ -93,6 +110,8 @@ impl Failed<'_> {
             }
             413 => refused(ErrorKind::ContextLength, message),
             400 | 422 if said.too_long() => refused(ErrorKind::ContextLength, message),
+            // llama.cpp and older Ollama, of a text to embed.
+            500 if embeds && said.too_long() => refused(ErrorKind::ContextLength, message),
             408 | 504 => Err(CallError::Transport {
                 kind: ErrorKind::Timeout,
                 message,
@@ -107,6 +126,18 @@ impl Failed<'_> {
                 kind: ErrorKind::Http,
                 message,
             }),
+        }
+    }
+}
+
+impl Failed<'_> {
+    /// What to do about an engine that embeds nothing.
+    fn no_embeddings(&self) -> &'static str {
+        match self.backend {
+            Backend::LlamaCpp => "where chainette starts it, that is `flags: [--embeddings]`",
+            Backend::Ollama => "name a model that embeds, such as `nomic-embed-text`",
+            Backend::Vllm => "serve a model that embeds; see `vllm serve --runner pooling`",
+            _ => "use an engine whose model embeds",
         }
     }
 }
@@ -180,6 +211,7 @@ impl Said {
         }) || [
             "maximum context length",         // OpenAI, vLLM
             "maximum model length",           // vLLM
+            "too large to process",           // llama.cpp, of a text to embed
             "context size",                   // llama.cpp
             "context window",                 // OpenAI
             "must have less than",            // TGI: `inputs` must have less than N tokens

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::engine::{BROKEN, CallError, Pressure};
 use crate::failpoint;
 use crate::row::ErrorKind;
-use crate::spec::{EngineSpec, Timeouts};
+use crate::spec::{EngineSpec, Task, Timeouts};
 
 /// How long an unused connection is kept. Uvicorn (vLLM) closes them after 5 s; writing into one
 /// that is just being closed would cost a row a try.
@@ -23,12 +23,16 @@ const IDLE: Duration = Duration::from_secs(4);
 /// How long the end of a stream may take after its last event.
 const DRAIN: Duration = Duration::from_millis(250);
 
+const BAD_ENDPOINT: &str = "`endpoint` must be an http:// or https:// address, like http://127.0.0.1:8000/v1";
+
 const NO_FIRST_BYTE: &str = "no byte of the reply came within `timeout.first_byte`";
 
 /// Talks to one address.
 pub(super) struct Http {
     client: reqwest::Client,
     url: reqwest::Url,
+    /// Where texts are embedded.
+    embeddings: reqwest::Url,
     headers: HeaderMap,
     timeout: Timeouts,
     max_reply: u64,
@@ -53,7 +57,12 @@ pub(super) struct Incoming {
 impl Http {
     /// A client for [`super::address`]; the error says what is wrong with the declaration.
     pub(super) fn new(spec: &EngineSpec) -> Result<Self, String> {
-        Self::at(spec, &super::address(spec))
+        let embeddings = super::embeddings_address(spec);
+        let http = Self::at(spec, &super::address(spec))?;
+        Ok(Self {
+            embeddings: reqwest::Url::parse(&embeddings).map_err(|_| BAD_ENDPOINT)?,
+            ..http
+        })
     }
 
     /// As [`Http::new`], for another page of the same server.
@@ -62,7 +71,7 @@ impl Http {
         let url = reqwest::Url::parse(address)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
-            .ok_or("`endpoint` must be an http:// or https:// address, like http://127.0.0.1:8000/v1")?;
+            .ok_or(BAD_ENDPOINT)?;
         let mut secrets = Vec::new();
         let mut headers = HeaderMap::new();
         headers.insert(
@@ -97,6 +106,7 @@ impl Http {
         secrets.retain(|secret| secret.len() >= 6);
         Ok(Self {
             client: client(&url, spec.timeout.connect)?,
+            embeddings: url.clone(),
             url,
             headers,
             timeout: spec.timeout,
@@ -127,8 +137,12 @@ impl Http {
     }
 
     /// Sends one body, and waits for the head of the answer.
-    pub(super) async fn post(&self, body: Bytes, turn: u32) -> Result<Incoming, CallError> {
-        let request = self.client.post(self.url.clone());
+    pub(super) async fn post(&self, task: Task, body: Bytes, turn: u32) -> Result<Incoming, CallError> {
+        let url = match task {
+            Task::Generate => &self.url,
+            Task::Embed => &self.embeddings,
+        };
+        let request = self.client.post(url.clone());
         self.send(request.header("x-chainette-attempt", turn).body(body))
             .await
     }

@@ -9,6 +9,7 @@ pub mod subset;
 
 mod dialect;
 mod draft;
+mod embeddings;
 mod events;
 mod fault;
 mod http;
@@ -60,6 +61,27 @@ pub(crate) fn watched(
 /// serve chat completions below `/v1`, which is added unless it is there; Ollama's own API stands
 /// beside its `/v1`, which is taken off.
 pub fn address(spec: &EngineSpec) -> String {
+    completed(spec, path)
+}
+
+/// Where an engine is asked for the vectors of texts: `/embeddings` beside `/chat/completions`, and Ollama's
+/// `/api/embed` beside `/api/chat`.
+pub fn embeddings_address(spec: &EngineSpec) -> String {
+    completed(spec, |backend, endpoint| {
+        let base = endpoint.trim_end_matches('/');
+        let base = base
+            .strip_suffix("/embeddings")
+            .or_else(|| base.strip_suffix("/embed"));
+        let chat = path(backend, base.unwrap_or(endpoint));
+        match chat.strip_suffix("/chat/completions") {
+            Some(base) => format!("{base}/embeddings"),
+            None => format!("{}/embed", chat.strip_suffix("/chat").unwrap_or(&chat)),
+        }
+    })
+}
+
+/// An engine's address, its path completed.
+fn completed(spec: &EngineSpec, path: impl Fn(Backend, &str) -> String) -> String {
     let endpoint = spec.endpoint.as_deref().unwrap_or_default();
     match endpoint.split_once('?') {
         // `?api-version=…` stays at the end.
@@ -68,7 +90,7 @@ pub fn address(spec: &EngineSpec) -> String {
     }
 }
 
-/// An address without its query, completed.
+/// The address of conversations, without its query.
 fn path(backend: Backend, endpoint: &str) -> String {
     let base = endpoint.trim_end_matches('/');
     let bare = base.split_once("://").is_none_or(|(_, rest)| !rest.contains('/'));

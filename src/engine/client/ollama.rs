@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 use super::connection::{Connection, Framing, Protocol, Told, streams};
 use super::dialect::{self, Dialect};
 use super::draft::{Draft, fault};
+use super::embeddings;
 use super::limits::Limits;
 use super::openai::{WireMessage, wire_messages};
 use super::schema::PreparedSchema;
-use crate::engine::{CallError, Engine, Rendered, Reply, Request, SetupError};
+use crate::engine::{CallError, Chat as Conversation, Engine, Rendered, Reply, Request, SetupError};
 use crate::event::Usage;
 use crate::spec::{Backend, EngineSpec, Sampling};
 
@@ -83,6 +84,27 @@ impl Engine for Ollama {
     }
 
     fn render(&self, request: &Request<'_>) -> Rendered {
+        match request {
+            Request::Chat(chat) => self.render_chat(chat),
+            Request::Embed { input } => {
+                let body = embeddings::ollama(self.connection.model(), input, self.context);
+                self.connection.seal_embed(body)
+            }
+        }
+    }
+
+    fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
+        Box::pin(self.connection.ask::<Chat>(rendered, turn))
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        self.connection.limits()
+    }
+}
+
+impl Ollama {
+    /// A conversation.
+    fn render_chat(&self, request: &Conversation<'_>) -> Rendered {
         let extra = &request.sampling.extra;
         let set = |key: &str| extra.contains_key(key);
         let body = Body {
@@ -111,14 +133,6 @@ impl Engine for Ollama {
             r#""stream":false"#
         };
         self.connection.seal(body, how)
-    }
-
-    fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
-        Box::pin(self.connection.ask::<Chat>(rendered, turn))
-    }
-
-    fn limits(&self) -> Option<Limits> {
-        self.connection.limits()
     }
 }
 
@@ -198,5 +212,9 @@ impl Protocol for Chat {
         // Older servers give no reason.
         draft.finish(line.done_reason.as_deref().unwrap_or("stop"))?;
         Ok(Told::End)
+    }
+
+    fn vector(body: &[u8]) -> Result<Reply, CallError> {
+        embeddings::read(body, embeddings::OLLAMA)
     }
 }

@@ -10,10 +10,13 @@ use serde_json::{Map, Value};
 use super::connection::{Connection, Framing, Protocol, Told, streams};
 use super::dialect::{self, Dialect};
 use super::draft::{Draft, fault};
+use super::embeddings;
 use super::fault::{Said, status_of};
 use super::limits::Limits;
 use super::schema::PreparedSchema;
-use crate::engine::{CallError, Engine, Message, Rendered, Reply, Request, Role, SetupError};
+use crate::engine::{
+    CallError, Chat as Conversation, Engine, Message, Rendered, Reply, Request, Role, SetupError,
+};
 use crate::event::Usage;
 use crate::spec::EngineSpec;
 
@@ -62,6 +65,27 @@ impl Engine for OpenAi {
     }
 
     fn render(&self, request: &Request<'_>) -> Rendered {
+        match request {
+            Request::Chat(chat) => self.render_chat(chat),
+            Request::Embed { input } => {
+                let body = embeddings::openai(self.connection.model(), input);
+                self.connection.seal_embed(body)
+            }
+        }
+    }
+
+    fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
+        Box::pin(self.connection.ask::<Chat>(rendered, turn))
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        self.connection.limits()
+    }
+}
+
+impl OpenAi {
+    /// A conversation.
+    fn render_chat(&self, request: &Conversation<'_>) -> Rendered {
         let sampling = request.sampling;
         let set = |key: &str| sampling.extra.contains_key(key);
         let narrow = self.dialect.narrow_sampling;
@@ -96,14 +120,6 @@ impl Engine for OpenAi {
                 .connection
                 .seal(body, &format!(r#""stream":true,"stream_options":{options}"#)),
         }
-    }
-
-    fn call<'a>(&'a self, rendered: &'a Rendered, turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
-        Box::pin(self.connection.ask::<Chat>(rendered, turn))
-    }
-
-    fn limits(&self) -> Option<Limits> {
-        self.connection.limits()
     }
 }
 
@@ -275,6 +291,10 @@ impl Protocol for Chat {
         }
         chunk.read(draft)?;
         Ok(Told::More)
+    }
+
+    fn vector(body: &[u8]) -> Result<Reply, CallError> {
+        embeddings::read(body, embeddings::OPENAI)
     }
 }
 

@@ -11,8 +11,11 @@ use crate::expr::model::Model;
 use crate::plan::check::{Known, Place, Reader};
 use crate::plan::names::reasoning;
 use crate::plan::shape::Shape;
-use crate::plan::{ApplyPlan, BranchIx, Closure, Item, Node, NodeIx, NodeKind, StepPlan, process};
-use crate::spec::{ApplyKind, ApplySpec, Code, NodeHead, OnError, StepSpec, Text, suggest};
+use crate::plan::{ApplyPlan, BranchIx, Closure, EngineIx, Item, Node, NodeIx, NodeKind, StepPlan, process};
+use crate::spec::{ApplyKind, ApplySpec, Backend, Code, NodeHead, OnError, StepSpec, Task, Text, suggest};
+
+/// The flags with which a llama-server embeds.
+const LLAMA_EMBEDS: [&str; 2] = ["--embeddings", "--embedding"];
 
 /// What only a Step, or only an Apply, knows about its node.
 #[derive(Default)]
@@ -38,6 +41,9 @@ impl Builder<'_> {
         self.node(&spec.head, place, branch, |builder, inner| {
             let id = spec.head.id.value.as_str();
             let engine = builder.engine(&spec.engine);
+            if spec.task == Task::Embed {
+                builder.embeds(spec, engine);
+            }
             let system = spec
                 .system_prompt
                 .as_ref()
@@ -45,6 +51,7 @@ impl Builder<'_> {
             let user = builder.template(&spec.user_prompt, id, inner);
             let model = match &spec.head.output_model {
                 Some(node) => builder.models.compile(node, false, builder.problems),
+                None if spec.task == Task::Embed => Model::embedding(),
                 None => Model::text(),
             };
             let thoughts = builder.checker.names.ix(&reasoning(id));
@@ -53,13 +60,14 @@ impl Builder<'_> {
                 (Some(engine), Some(user), Some(reasoning), system) => {
                     Some(NodeKind::Step(Box::new(StepPlan {
                         engine,
+                        task: spec.task,
                         system: system.flatten(),
                         user,
                         sampling: spec.sampling.clone(),
                         retries: spec.retries,
                         on_error: spec.on_error,
                         reasoning,
-                        free_text: spec.head.output_model.is_none(),
+                        free_text: spec.head.output_model.is_none() && spec.task == Task::Generate,
                     })))
                 }
                 _ => None,
@@ -75,6 +83,44 @@ impl Builder<'_> {
                 thoughts,
             }
         })
+    }
+
+    /// Notes an engine that cannot embed, as far as its declaration tells.
+    fn embeds(&mut self, spec: &StepSpec, engine: Option<EngineIx>) {
+        let Some((name, engine)) = engine.and_then(|ix| self.engines.get_index(ix.0)) else {
+            return;
+        };
+        let started_without = engine.backend == Backend::LlamaCpp
+            && engine.is_launched()
+            && !engine
+                .launch
+                .flags
+                .iter()
+                .any(|flag| LLAMA_EMBEDS.contains(&flag.as_str()))
+            && !engine
+                .launch
+                .env
+                .iter()
+                .any(|(name, _)| name == "LLAMA_ARG_EMBEDDINGS");
+        let (message, help) = if engine.backend == Backend::Tgi {
+            (
+                format!("`{name}` is a Text Generation Inference server, and those embed nothing"),
+                "Text Embeddings Inference, vLLM, llama.cpp and Ollama do; for the first write `backend: openai` and its `endpoint`"
+                    .to_owned(),
+            )
+        } else if started_without {
+            (
+                format!("the server of `{name}` is started without `--embeddings`, and would embed nothing"),
+                format!(
+                    "add `flags: [--embeddings]` to `{name}`; where its model does not say how to pool, `[--embeddings, --pooling, mean]`"
+                ),
+            )
+        } else {
+            return;
+        };
+        self.problems
+            .add(Code::BadValue, spec.engine.span, message)
+            .help(help);
     }
 
     pub(super) fn apply(&mut self, spec: &ApplySpec, place: &mut Place, branch: Option<BranchIx>) -> Item {

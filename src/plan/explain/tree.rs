@@ -8,7 +8,7 @@ use crate::event::counted;
 use crate::plan::{
     ApplyPlan, Branch, EngineIx, Group, Item, Line, Node, NodeIx, NodeKind, Plan, ProcessPlan, Program,
 };
-use crate::spec::OnError;
+use crate::spec::{OnError, Task};
 
 /// How the tree is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,7 +170,11 @@ impl Drawing<'_> {
         let (icon, what) = match &node.kind {
             NodeKind::Step(step) => {
                 let engine = self.plan.engines.get(step.engine.0);
-                let mut what = format!("step on {}", engine.map_or("?", |e| e.name.as_str()));
+                let does = match step.task {
+                    Task::Generate => "step",
+                    Task::Embed => "embed",
+                };
+                let mut what = format!("{does} on {}", engine.map_or("?", |e| e.name.as_str()));
                 if step.on_error == OnError::Null {
                     what.push_str(", null on error");
                 }

@@ -113,12 +113,22 @@ pub(super) const STEP: &[Key] = &[
     ("engine", "The engine that answers: a name in `engines`.", || {
         def("text")
     }),
+    (
+        "task",
+        "`generate`: the reply to the prompts. `embed`: the vector of `input`; the output is `{\"embedding\": [...]}`.",
+        || json!({"enum": ["generate", "embed"], "default": "generate"}),
+    ),
     ("system_prompt", "The system message: a Jinja template.", || {
         def("text")
     }),
     (
         "user_prompt",
         "The user message: a Jinja template over the current item's fields, `item`, `chain_input`, `row_id`, `vars` and earlier nodes. Undefined or null values fail the row instead of asking a wrong question.",
+        || def("text"),
+    ),
+    (
+        "input",
+        "The text that a Step with `task: embed` embeds: a Jinja template, like `user_prompt`, whose place it takes.",
         || def("text"),
     ),
     (

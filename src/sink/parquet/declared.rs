@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::infer::Guess;
 use super::kind::Kind;
+use crate::expr::model::VECTOR;
 
 /// Schemas nested deeper than this are JSON text.
 const MAX_DEPTH: usize = 64;
@@ -119,6 +120,9 @@ impl<'a> Reader<'a> {
     }
 
     fn list(&mut self, schema: &'a Value) -> Guess {
+        if schema.get("format").is_some_and(|format| format == VECTOR) {
+            return Guess::Vector { size: None };
+        }
         self.open.push("");
         let item = match (schema.get("prefixItems"), schema.get("items")) {
             // The places of a tuple may differ.

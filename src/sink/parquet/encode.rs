@@ -44,7 +44,7 @@ pub(super) fn encode(
     let schema = Arc::new(Schema::new(all));
     let options = ArrowWriterOptions::new()
         .with_properties(properties(table, columns))
-        .with_skip_arrow_metadata(true);
+        .with_skip_arrow_metadata(!columns.iter().any(|column| column.kind.needs_arrow()));
     let mut writer = ArrowWriter::try_new_with_options(out, schema.clone(), options).map_err(bug)?;
     let mut rows = Rows::new(table, columns);
     let (mut group_rows, mut group_bytes, mut batch_bytes) = (0, 0, 0);

@@ -30,6 +30,11 @@ pub(super) enum Guess {
     Number,
     /// Only strings.
     Text,
+    /// Declared as lists of 32-bit numbers, all as long as the first one.
+    Vector {
+        /// How long that was.
+        size: Option<i32>,
+    },
     /// Only lists.
     List {
         /// Their items.
@@ -75,6 +80,14 @@ impl Guess {
                 _ => false,
             },
             (Self::Number, _) => number::number(raw).is_some(),
+            (Self::Vector { size }, first) => {
+                if size.is_none() && first == Some(&b'[') {
+                    *size = i32::try_from(raw_items(raw).count())
+                        .ok()
+                        .filter(|size| *size > 0);
+                }
+                true
+            }
             (Self::List { item, .. }, Some(b'[')) => {
                 raw_items(raw).for_each(|raw| item.see_at(raw, depth + 1));
                 true
@@ -136,6 +149,9 @@ impl Guess {
             Self::Integer { .. } => Kind::Integer,
             Self::Number => Kind::Number,
             Self::Text => Kind::Text,
+            Self::Vector { size: Some(size) } => Kind::Vector(size),
+            // No row had one.
+            Self::Vector { size: None } => Kind::List(Box::new(Kind::Float)),
             Self::List { item, .. } => Kind::List(Box::new(item.kind())),
             // Parquet has no empty structs.
             Self::Struct { fields, .. } if fields.is_empty() => Kind::Json,

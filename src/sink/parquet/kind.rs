@@ -15,12 +15,16 @@ pub(super) enum Kind {
     Integer,
     /// 64 bits, floating.
     Number,
+    /// 32 bits, floating.
+    Float,
     /// UTF-8.
     Text,
     /// Any JSON value, as the text it came as.
     Json,
     /// A list of one kind.
     List(Box<Kind>),
+    /// So many floating-point numbers of 32 bits.
+    Vector(i32),
     /// At least one field, names all different.
     Struct(Vec<Column>),
 }
@@ -41,8 +45,10 @@ impl Kind {
             Self::Boolean => DataType::Boolean,
             Self::Integer => DataType::Int64,
             Self::Number => DataType::Float64,
+            Self::Float => DataType::Float32,
             Self::Text | Self::Json => DataType::Utf8,
             Self::List(item) => DataType::List(item_field(item)),
+            Self::Vector(size) => DataType::FixedSizeList(item_field(&Self::Float), *size),
             Self::Struct(columns) => DataType::Struct(fields(columns)),
         }
     }
@@ -53,10 +59,22 @@ impl Kind {
             Self::Boolean => "a boolean",
             Self::Integer => "an integer of 64 bits",
             Self::Number => "a number",
+            Self::Float => "a number of 32 bits",
             Self::Text => "a string",
             Self::Json => "JSON",
             Self::List(_) => "a list",
+            Self::Vector(_) => "a list of numbers of the same length in every row",
             Self::Struct(_) => "an object",
+        }
+    }
+
+    /// True where Parquet itself does not tell all of the type: it has no lists of fixed size.
+    pub(super) fn needs_arrow(&self) -> bool {
+        match self {
+            Self::Vector(_) => true,
+            Self::List(item) => item.needs_arrow(),
+            Self::Struct(columns) => columns.iter().any(|column| column.kind.needs_arrow()),
+            _ => false,
         }
     }
 

@@ -42,6 +42,14 @@ pub(super) fn number(raw: &str) -> Option<f64> {
     Some(value)
 }
 
+/// A floating-point number of 32 bits, the nearest one.
+pub(super) fn float(raw: &str) -> Option<f32> {
+    if !is_number(raw) {
+        return None;
+    }
+    raw.parse::<f32>().ok().filter(|value| value.is_finite())
+}
+
 /// True for a number written without fraction and exponent.
 pub(super) fn is_whole(raw: &str) -> bool {
     !raw.bytes().any(|b| matches!(b, b'.' | b'e' | b'E'))

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, StringArray, StructArray};
+use arrow::array::{
+    ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, Int64Array, ListArray,
+    StringArray, StructArray,
+};
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 
 use super::kind::{Column, Kind, fields, item_field};
@@ -27,6 +30,7 @@ enum Data {
     Boolean(Vec<bool>),
     Integer(Vec<i64>),
     Number(Vec<f64>),
+    Float(Vec<f32>),
     /// Text, and JSON text.
     Text {
         bytes: Vec<u8>,
@@ -35,6 +39,11 @@ enum Data {
     List {
         item: Box<Values>,
         ends: Vec<i32>,
+    },
+    /// So many numbers for each value, also where there is none.
+    Vector {
+        numbers: Vec<f32>,
+        size: usize,
     },
     Struct(Set),
 }
@@ -50,6 +59,11 @@ impl Values {
                 Kind::Boolean => Data::Boolean(Vec::new()),
                 Kind::Integer => Data::Integer(Vec::new()),
                 Kind::Number => Data::Number(Vec::new()),
+                Kind::Float => Data::Float(Vec::new()),
+                Kind::Vector(size) => Data::Vector {
+                    numbers: Vec::new(),
+                    size: usize::try_from(*size).unwrap_or(0),
+                },
                 Kind::Text | Kind::Json => Data::Text {
                     bytes: Vec::new(),
                     ends: ends(),
@@ -93,6 +107,19 @@ impl Values {
             }),
             Data::Integer(values) => values.push(number::integer(raw).ok_or(Misfit)?),
             Data::Number(values) => values.push(number::number(raw).ok_or(Misfit)?),
+            Data::Float(values) => values.push(number::float(raw).ok_or(Misfit)?),
+            Data::Vector { numbers, size } => {
+                if !raw.starts_with('[') {
+                    return Err(Misfit);
+                }
+                let before = numbers.len();
+                for raw in raw_items(raw) {
+                    numbers.push(number::float(raw).ok_or(Misfit)?);
+                }
+                if numbers.len() - before != *size {
+                    return Err(Misfit);
+                }
+            }
             Data::Text { bytes, ends } => {
                 if self.kind == Kind::Json {
                     bytes.extend_from_slice(raw.as_bytes());
@@ -136,6 +163,8 @@ impl Values {
             Data::Boolean(values) => values.push(false),
             Data::Integer(values) => values.push(0),
             Data::Number(values) => values.push(0.0),
+            Data::Float(values) => values.push(0.0),
+            Data::Vector { numbers, size } => numbers.resize(numbers.len() + *size, 0.0),
             Data::Text { ends, .. } | Data::List { ends, .. } => ends.extend(ends.last().copied()),
             Data::Struct(set) => set.fill(self.valid.len()),
         }
@@ -152,6 +181,8 @@ impl Values {
             Data::Boolean(values) => values.truncate(len),
             Data::Integer(values) => values.truncate(len),
             Data::Number(values) => values.truncate(len),
+            Data::Float(values) => values.truncate(len),
+            Data::Vector { numbers, size } => numbers.truncate(len * *size),
             Data::Text { bytes, ends } => bytes.truncate(cut(ends)),
             Data::List { item, ends } => item.truncate(cut(ends)),
             Data::Struct(set) => set.columns.iter_mut().for_each(|values| values.truncate(len)),
@@ -169,6 +200,19 @@ impl Values {
             Data::Boolean(values) => Arc::new(BooleanArray::new(std::mem::take(values).into(), nulls)),
             Data::Integer(values) => Arc::new(Int64Array::new(std::mem::take(values).into(), nulls)),
             Data::Number(values) => Arc::new(Float64Array::new(std::mem::take(values).into(), nulls)),
+            Data::Float(values) => Arc::new(Float32Array::new(std::mem::take(values).into(), nulls)),
+            Data::Vector { numbers, .. } => {
+                let (Kind::Vector(size), numbers) = (&self.kind, std::mem::take(numbers)) else {
+                    return arrow::array::new_null_array(&self.kind.data_type(), rows);
+                };
+                let numbers = Float32Array::new(numbers.into(), None);
+                Arc::new(FixedSizeListArray::new(
+                    item_field(&Kind::Float),
+                    *size,
+                    Arc::new(numbers),
+                    nulls,
+                ))
+            }
             Data::Text { bytes, ends } => Arc::new(StringArray::new(
                 offsets(ends),
                 Buffer::from_vec(std::mem::take(bytes)),

@@ -36,6 +36,11 @@ const KNOWN: &[Known] = &[
         "batching",
     ),
     switch(&["--metrics"], "metrics"),
+    switch(&["--embeddings", "--embedding"], "embeddings"),
+    switch(
+        &["--kv-unified", "-kvu", "--no-kv-unified", "-no-kvu"],
+        "kv_unified",
+    ),
     switch(&["--ui", "--webui", "--no-ui", "--no-webui"], "ui"),
     switch(&["--slots", "--no-slots"], "slots_page"),
 ];
@@ -61,6 +66,9 @@ pub(super) fn defaults(given: Given<'_>, line: &mut Line) {
         line.ours("batching", &["--no-cont-batching"]);
         line.ours("seed", &["--seed", "0"]);
     }
+    if line.has("embeddings") {
+        embedding(given, line);
+    }
     let knows = |flag: &str| given.abilities.is_none_or(|known| known.knows(flag));
     if knows("--metrics") {
         line.ours("metrics", &["--metrics"]);
@@ -71,6 +79,21 @@ pub(super) fn defaults(given: Given<'_>, line: &mut Line) {
     // Old prompts would be kept in up to 8 GiB of RAM, which nobody has booked; a batch of rows does not come back to them.
     if knows("--cache-ram") {
         line.ours("cache_ram", &["--cache-ram", "0"]);
+    }
+}
+
+/// What a server needs besides `--embeddings` to embed well.
+fn embedding(given: Given<'_>, line: &mut Line) {
+    // With a cache for each slot, texts that are embedded at the same time are cut into pieces of one length, and the
+    // mean is taken over the last piece only (seen on build 11434, models of the llama family, `--pooling mean`).
+    if given.abilities.is_none_or(|known| known.knows("--kv-unified")) {
+        line.ours("kv_unified", &["--kv-unified"]);
+    }
+    // A text goes through in one batch, of 512 tokens when nothing is said.
+    if given.spec.context.is_some_and(|context| context > 512) {
+        let context = per_request(given).to_string();
+        line.ours("batch", &["--batch-size", &context]);
+        line.ours("ubatch", &["--ubatch-size", &context]);
     }
 }
 
