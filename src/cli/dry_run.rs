@@ -119,6 +119,10 @@ fn show(text: &mut String, plan: &Plan, preview: &Preview) {
 
 /// A request as HTTP would carry it, but pretty, and with every secret taken out.
 fn request(spec: &EngineSpec, task: Task, body: &[u8]) -> String {
+    if spec.is_embedded() {
+        let pretty = serde_json::from_slice::<Value>(body).map(|body| format!("{body:#}"));
+        return format!("{}\n", pretty.unwrap_or_default());
+    }
     let page = match task {
         Task::Generate => address(&located(spec)),
         Task::Embed => embeddings_address(&located(spec)),

@@ -31,7 +31,7 @@ pub(crate) fn engines(args: &EnginesArgs, printer: Printer) -> Exit {
     };
     let probes = declared.iter().map(|engine| async {
         match &engine.spec {
-            Some(spec) if !spec.is_launched() => Some(probe(spec, args.timeout).await),
+            Some(spec) if !spec.is_ours() => Some(probe(spec, args.timeout).await),
             _ => None,
         }
     });
@@ -76,7 +76,7 @@ fn declared(args: &ChainArgs) -> (Vec<EngineDecl>, Resources) {
 /// The states of engines that chainette starts, by name.
 fn owned<'a>(declared: &'a [EngineDecl], resources: &Resources) -> HashMap<&'a str, Own> {
     let specs = declared.iter().filter_map(|engine| engine.spec.as_ref());
-    let specs: Vec<&EngineSpec> = specs.filter(|spec| spec.is_launched()).collect();
+    let specs: Vec<&EngineSpec> = specs.filter(|spec| spec.is_ours()).collect();
     if specs.is_empty() {
         return HashMap::new();
     }
@@ -186,7 +186,7 @@ impl Row<'_> {
             "name": self.engine.name.value,
             "backend": spec.map(|spec| spec.backend.as_str()),
             "model": spec.map(|spec| &spec.model),
-            "endpoint": spec.filter(|spec| !spec.is_launched()).map(EngineSpec::shown_endpoint),
+            "endpoint": spec.filter(|spec| !spec.is_ours()).map(EngineSpec::shown_endpoint),
             "concurrency": spec.map(|spec| match spec.concurrency {
                 Concurrency::Auto => json!("auto"),
                 Concurrency::Fixed(n) => json!(n),

@@ -56,7 +56,7 @@ pub(super) fn planned(
     resources: &Resources,
     printer: Printer,
 ) -> Result<Planned, Exit> {
-    if !engines.iter().any(EngineSpec::is_launched) {
+    if !engines.iter().any(EngineSpec::is_ours) {
         return Ok(Planned::default());
     }
     let machine = Machine::look();
@@ -116,11 +116,11 @@ impl Planned {
 
     /// What can be planned of the engines, whatever else is missing.
     pub(super) fn as_far_as_known(engines: &[EngineSpec], resources: &Resources) -> Self {
-        if engines.iter().filter(|spec| spec.is_launched()).count() < 2 {
+        if engines.iter().filter(|spec| spec.is_ours()).count() < 2 {
             return Self::default();
         }
         let machine = Machine::look();
-        let plans = engines.iter().map(|spec| match spec.is_launched() {
+        let plans = engines.iter().map(|spec| match spec.is_ours() {
             true => plan(spec, resources, &machine).ok(),
             false => None,
         });

@@ -49,6 +49,9 @@ pub(in crate::cli) fn own(spec: &EngineSpec, resources: &Resources, machine: &Ma
     if let Some(model) = plan.downloads() {
         return Own::new("not running", format!("a run fetches {model} and starts it"));
     }
+    if spec.is_embedded() {
+        return Own::new("ready", "a run loads it into its own process");
+    }
     let idle = || Own::new("not running", "a run starts it");
     let folder = WarmFolder::locate()
         .ok()

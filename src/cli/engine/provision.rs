@@ -8,7 +8,7 @@ use super::super::args::ProvisionArgs;
 use super::super::{Exit, printer::Printer};
 use super::{columns, declared, list};
 use crate::engine::provision::{
-    Machine, Missing, Need, Plan, PreparedEngine, Telling, attach, bytes, plan_all, prepare,
+    Machine, Missing, Mode, Need, Plan, PreparedEngine, Telling, attach, bytes, plan_all, prepare,
 };
 use crate::engine::warm::WarmFolder;
 use crate::spec::EngineSpec;
@@ -145,6 +145,7 @@ impl Shown {
             },
             match (&engine.endpoint, engine.port) {
                 (Some(endpoint), _) => endpoint.clone(),
+                (None, _) if engine.mode == Mode::Embedded => "this process".to_owned(),
                 (None, 0) => format!("{}, a free port", engine.host),
                 (None, port) => format!("{}:{port}", engine.host),
             },

@@ -60,7 +60,13 @@ pub(super) fn up(args: &UpArgs, printer: Printer) -> Exit {
     };
     swept(&folder, printer);
     let file = std::path::absolute(&args.engines.file).unwrap_or_else(|_| args.engines.file.clone());
-    for spec in specs.iter().filter(|spec| !spec.is_launched()) {
+    for spec in specs.iter().filter(|spec| spec.is_embedded()) {
+        printer.notice(&format!(
+            "engine {}: runs in the process of a run; there is nothing to keep",
+            spec.name
+        ));
+    }
+    for spec in specs.iter().filter(|spec| !spec.is_ours()) {
         printer.notice(&format!(
             "engine {}: is someone else's, at {}; there is nothing to start",
             spec.name,

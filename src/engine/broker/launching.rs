@@ -28,6 +28,8 @@ impl Broker {
         for (at, spec) in specs.iter().enumerate() {
             broker = match plans.get(at).and_then(Option::as_ref) {
                 None => broker.with_spec(spec)?,
+                #[cfg(feature = "embedded")]
+                Some(plan) if spec.is_embedded() => broker.with_model(spec, preparation(plan, 0, facts)),
                 Some(plan) => {
                     let servers = (0..spec.launch.replicas).map(|replica| preparation(plan, replica, facts));
                     broker.with_servers(spec, servers.collect())?
@@ -46,7 +48,7 @@ impl Broker {
         resources: &Resources,
         events: EventSender,
     ) -> Result<Self, SetupError> {
-        if !specs.iter().any(EngineSpec::is_launched) {
+        if !specs.iter().any(EngineSpec::is_ours) {
             return Self::of(specs, &[], Budget::default(), Path::new(""), events);
         }
         let machine = Machine::look();

@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::client::adapter;
+#[cfg(feature = "embedded")]
+use crate::engine::embedded::{Tended, in_process};
 use crate::engine::supervise::Supervisor;
 use crate::engine::{SetupError, SharedEngine, Stop};
 use crate::event::{EngineStats, EventSender, Exchange, Recent, Retrying, Switching};
@@ -45,6 +47,10 @@ use pace::Pace;
 use place::Place;
 use rate::Rate;
 use stage::Stage;
+
+/// Requests at a model in this process: those that its workers are at, and enough that wait for them.
+#[cfg(feature = "embedded")]
+const WAITING: usize = 64;
 
 /// The engines of a run. Clones share them.
 #[derive(Clone, Debug)]
@@ -67,6 +73,9 @@ pub struct Broker {
     /// How servers are shared with other processes.
     shares: Sharing,
     orders: Orders,
+    /// The models in this process.
+    #[cfg(feature = "embedded")]
+    pools: Vec<Arc<dyn Tended>>,
 }
 
 /// A server with its place.
@@ -152,6 +161,8 @@ impl Broker {
             ended: CancellationToken::new(),
             shares: Sharing::Own,
             orders: Orders::default(),
+            #[cfg(feature = "embedded")]
+            pools: Vec::new(),
         }
     }
 
@@ -191,6 +202,24 @@ impl Broker {
         Ok(self)
     }
 
+    /// Adds an engine whose model runs in this process. Nothing is loaded before [`Broker::start`] and a first request.
+    #[cfg(feature = "embedded")]
+    #[must_use]
+    pub fn with_model(mut self, spec: &EngineSpec, prepare: Arc<Prepare>) -> Self {
+        let stop = self.ended.clone();
+        let (pool, engine) = in_process(spec, prepare, self.memory.clone(), &self.events, stop);
+        let concurrency = match spec.concurrency {
+            // As many as are worked on at the same time, and as many that wait for them.
+            Concurrency::Fixed(n) => Concurrency::Fixed(n.saturating_mul(2)),
+            Concurrency::Auto => Concurrency::Fixed(WAITING),
+        };
+        let rate = Rate::new(None, None);
+        let gate = self.gate(&spec.name, Arc::new(engine), concurrency, rate, spec.engine_wait);
+        self.pools.push(Arc::new(pool));
+        self.put(gate);
+        self
+    }
+
     /// Begins to keep the servers: each is started when a row first waits for its engine, or at once where the engine
     /// is not `lazy`. Call it within a tokio runtime, once, and [`Broker::shutdown`] at the end.
     pub fn start(&self, supervisor: &Supervisor) {
@@ -209,10 +238,18 @@ impl Broker {
             let post = self.orders.to(kept.gate.name(), kept.at);
             self.keepers.spawn(keeper.run(post));
         }
+        #[cfg(feature = "embedded")]
+        for pool in &self.pools {
+            self.keepers.spawn(pool.tend());
+        }
     }
 
-    /// Whether any server is ours to run.
+    /// Whether any server is ours to run, or any model.
     pub fn has_servers(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        if !self.pools.is_empty() {
+            return true;
+        }
         !self.servers.is_empty()
     }
 
@@ -220,6 +257,10 @@ impl Broker {
     pub async fn shutdown(&self) {
         self.stop();
         self.ended.cancel();
+        #[cfg(feature = "embedded")]
+        for pool in &self.pools {
+            pool.close();
+        }
         self.keepers.close();
         self.keepers.wait().await;
     }

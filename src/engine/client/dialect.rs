@@ -72,8 +72,8 @@ const OLLAMA: Dialect = Dialect {
 /// The dialect of a backend.
 pub(super) fn of(backend: Backend) -> &'static Dialect {
     match backend {
-        // A custom engine has no wire of ours.
-        Backend::OpenAi | Backend::Custom => &OPEN_AI,
+        // A custom engine has no wire of ours, and a model in this process has none.
+        Backend::OpenAi | Backend::Custom | Backend::Embedded => &OPEN_AI,
         Backend::Vllm => &VLLM,
         Backend::LlamaCpp => &LLAMA_CPP,
         Backend::Tgi => &TGI,

@@ -35,6 +35,15 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
         Backend::OpenAi | Backend::Vllm | Backend::LlamaCpp | Backend::Tgi => {
             Arc::new(openai::OpenAi::new(spec)?)
         }
+        #[cfg(feature = "embedded")]
+        Backend::Embedded => Arc::new(crate::engine::embedded::InProcess::new(spec, None)),
+        #[cfg(not(feature = "embedded"))]
+        Backend::Embedded => {
+            return Err(SetupError {
+                engine: spec.name.clone(),
+                message: "this chainette was built without models in its own process".to_owned(),
+            });
+        }
         Backend::Custom => {
             return Err(SetupError {
                 engine: spec.name.clone(),

@@ -78,6 +78,9 @@ pub enum ModelError {
     /// The model cannot take this request, whatever is tried.
     #[error("{0}")]
     Refused(String),
+    /// The reply was not done in time.
+    #[error("the reply took too long")]
+    Late,
     /// It failed this time.
     #[error("{0}")]
     Failed(String),

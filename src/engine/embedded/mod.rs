@@ -4,6 +4,7 @@
 //! its models come from. Workers are threads that own a loaded model each, take requests from one bounded queue, and
 //! work on several at the same time. `text` is the text generator for GGUF files.
 
+mod adapter;
 mod batch;
 mod capability;
 mod pool;
@@ -12,6 +13,7 @@ mod queue;
 mod text;
 mod worker;
 
+pub(in crate::engine) use adapter::{InProcess, in_process, text_model};
 pub use batch::Batch;
 pub use capability::{
     Capability, Choice, Describe, Describer, Embedded, Generate, Generated, ImageBytes, ImageEmbedder,
@@ -20,5 +22,6 @@ pub use capability::{
 };
 pub use pool::{Hear, Pool, PoolConfig, PoolError, PoolNews};
 pub use pools::Pools;
+pub(in crate::engine) use pools::Tended;
 pub use queue::Metrics;
 pub use text::GgufText;

@@ -296,7 +296,7 @@ impl<'a, C: Capability> Crew<'a, C> {
             evict: None,
             tell,
             told,
-            why: "asked for".to_owned(),
+            why: "it is over".to_owned(),
         }
     }
 

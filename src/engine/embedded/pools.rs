@@ -47,9 +47,17 @@ struct Inner {
 }
 
 /// A pool, whatever it is for.
-trait Tended: Send {
+pub(in crate::engine) trait Tended: Send + Sync {
+    /// See [`Pool::tend`].
     fn tend(&self) -> BoxFuture<'static, ()>;
+    /// See [`Pool::close`].
     fn close(&self);
+}
+
+impl std::fmt::Debug for dyn Tended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tended")
+    }
 }
 
 impl<C: Capability> Tended for Pool<C> {

@@ -108,6 +108,11 @@ impl Builder<'_> {
                 "Text Embeddings Inference, vLLM, llama.cpp and Ollama do; for the first write `backend: openai` and its `endpoint`"
                     .to_owned(),
             )
+        } else if engine.backend == Backend::Embedded {
+            (
+                format!("the model of `{name}` runs in this process, and those embed nothing yet"),
+                "take a server that embeds: `backend: llamacpp` with `flags: [--embeddings]`".to_owned(),
+            )
         } else if started_without {
             (
                 format!("the server of `{name}` is started without `--embeddings`, and would embed nothing"),

@@ -183,10 +183,7 @@ impl TextGeneration for Generator {
             running.retain_mut(|sequence| {
                 let late = Instant::now() >= sequence.deadline;
                 if late {
-                    batch.answer(
-                        sequence.at,
-                        Err(ModelError::Failed("the reply took too long".to_owned())),
-                    );
+                    batch.answer(sequence.at, Err(ModelError::Late));
                 }
                 !late && batch.is_wanted(sequence.at)
             });
