@@ -337,7 +337,7 @@ fn a_node_may_be_named_like_the_field_it_reads() {
 
 #[test]
 fn an_engine_that_is_not_served_matters_only_where_it_is_used() {
-    let text = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}, v: {backend: embedded, model: m}}\nsteps: [{id: a, engine: ENGINE, user_prompt: hi}]";
+    let text = "engines: {e: {backend: openai, model: m, endpoint: 'http://h/v1'}, v: {backend: openai, model: m, endpoint: 'http://h/v1', price: {input: 1, output: 2}}}\nsteps: [{id: a, engine: ENGINE, user_prompt: hi}]";
     let compiled = |engine: &str| {
         let input = ChainInput {
             path: "chain.yaml".into(),

@@ -32,6 +32,8 @@ mod draining;
 mod dry_run;
 mod editing;
 mod embed;
+#[cfg(feature = "embedded")]
+mod embedded;
 mod embed_runs;
 mod engine;
 mod engine_commands;

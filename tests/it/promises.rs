@@ -148,6 +148,8 @@ fn the_shipped_chains_run() {
         ("sentiment", include_str!("../../chains/sentiment.yaml")),
     ] {
         let chain = chain.replace("http://127.0.0.1:8080/v1", &server.url());
+        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models");
+        let chain = chain.replace("../examples/models", models);
         let (_bench, ran) = run(&chain, include_str!("../../examples/reviews.jsonl"));
         assert_eq!(ran.code, 0, "{name}: {}", ran.stderr);
         assert_eq!(ran.metadata()["rows"]["in"], 10);

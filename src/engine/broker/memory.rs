@@ -144,11 +144,11 @@ impl Booking {
         lock(&self.ledger.0.loading)
     }
 
-    /// Corrects an estimate by what was measured when the model was loaded. What it works with comes on top later: a
-    /// correction downwards leaves half of the estimate.
+    /// Corrects an estimate by what was measured when the model was loaded. Only upwards: what it will work with is in the
+    /// estimate and not yet in the measure.
     pub(in crate::engine) fn correct(&self, estimate: &Need, measured: u64) {
         if let Some(entry) = lock(&self.ledger.0.books).booked.get_mut(&self.id) {
-            entry.need.ram = measured.max(estimate.ram / 2);
+            entry.need.ram = measured.max(estimate.ram);
         }
         self.ledger.0.freed.notify_waiters();
     }
