@@ -1,5 +1,6 @@
 //! Asks a model in this process: `cargo run --example in_process -- MODEL.gguf "Review: It broke after two days."`
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use chainette::engine::Message;
@@ -22,10 +23,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     for reply in join_all(replies).await {
         let reply = reply?;
-        println!(
+        writeln!(
+            std::io::stdout(),
             "{}  ({} tokens in, {} out)",
-            reply.text, reply.prompt_tokens, reply.reply_tokens
-        );
+            reply.text,
+            reply.prompt_tokens,
+            reply.reply_tokens
+        )?;
     }
     pools.shutdown().await;
     Ok(())

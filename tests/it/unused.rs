@@ -78,7 +78,7 @@ const UNUSED: [(&str, &str); 7] = [
         "{id: a, apply: {jq: .}}",
     ),
     (
-        "engines: {f: {backend: embedded, model: m}}",
+        "engines: {f: {backend: openai, model: m, endpoint: 'http://h/v1', price: {input: 1, output: 2}}}",
         "{id: a, apply: {jq: .}}",
     ),
 ];

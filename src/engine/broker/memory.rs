@@ -77,6 +77,7 @@ struct Ledger {
     books: Mutex<Books>,
     freed: Notify,
     /// Held while a model is loaded into this process, so that what it takes can be told.
+    #[cfg(feature = "embedded")]
     loading: Mutex<()>,
 }
 
@@ -168,6 +169,7 @@ impl MemoryLedger {
             budget,
             books: Mutex::default(),
             freed: Notify::new(),
+            #[cfg(feature = "embedded")]
             loading: Mutex::default(),
         }))
     }
