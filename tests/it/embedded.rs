@@ -10,8 +10,8 @@ use std::time::Duration;
 use chainette::engine::Message;
 use chainette::engine::broker::Budget;
 use chainette::engine::embedded::{
-    Batch, Choice, Embedded, Generate, Generated, GgufText, LoadError, Loader, ModelError, Pool, PoolConfig,
-    PoolError, PoolNews, Pools, Size, TextEmbedder, TextEmbedding, TextGenerator,
+    Batch, Choice, Embedded, Ending, Generate, Generated, GgufText, LoadError, Loader, ModelError, Pool,
+    PoolConfig, PoolError, PoolNews, Pools, Size, TextEmbedder, TextEmbedding, TextGenerator,
 };
 use chainette::engine::provision::Need;
 use futures::future::join_all;
@@ -547,7 +547,10 @@ fn a_reply_is_held_to_its_schema_and_does_not_depend_on_its_neighbours() {
     for answer in &together {
         let answer = answer.as_ref().expect("an answer");
         let value: Value = serde_json::from_str(&answer.text).expect(&answer.text);
-        assert!(!answer.cut && validator.is_valid(&value), "{value}");
+        assert!(
+            answer.ending == Ending::Done && validator.is_valid(&value),
+            "{value}"
+        );
     }
     assert!(
         together
@@ -579,7 +582,7 @@ fn replies_end_where_they_must() {
     let told: Vec<String> = answers
         .into_iter()
         .map(|answer| match answer {
-            Ok(it) => format!("{} | cut: {}, {} tokens", it.text, it.cut, it.reply_tokens),
+            Ok(it) => format!("{} | {:?}, {} tokens", it.text, it.ending, it.reply_tokens),
             Err(error) => error.to_string(),
         })
         .collect();

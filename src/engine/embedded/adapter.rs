@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::capability::{
-    Choice, Generate, LoadError, Loader, ModelError, Size, TextGeneration, TextGenerator,
+    Choice, Ending, Generate, LoadError, Loader, ModelError, Size, TextGeneration, TextGenerator,
 };
 use super::pool::{Pool, PoolConfig, PoolError, PoolNews};
 use super::text::GgufText;
@@ -186,7 +186,11 @@ impl InProcess {
         Ok(Reply {
             text: reply.text,
             reasoning: None,
-            finish: if reply.cut { Finish::Length } else { Finish::Stop },
+            finish: match reply.ending {
+                Ending::Done => Finish::Stop,
+                Ending::Cut => Finish::Length,
+                Ending::Runaway => Finish::Runaway,
+            },
             usage: Usage {
                 prompt_tokens: reply.prompt_tokens as u64,
                 completion_tokens: reply.reply_tokens as u64,

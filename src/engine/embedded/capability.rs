@@ -150,13 +150,25 @@ impl Default for Choice {
     }
 }
 
+/// Why a reply ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// It was done.
+    #[default]
+    Done,
+    /// `max_tokens`, or the context, cut it.
+    Cut,
+    /// It ran in white space or repetition, and was cut there; see [`crate::engine::runaway`].
+    Runaway,
+}
+
 /// What a text generator answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Generated {
     /// The text.
     pub text: String,
-    /// True when it was cut by `max_tokens` or the context.
-    pub cut: bool,
+    /// Why it ended.
+    pub ending: Ending,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the prompt that an earlier one began with, and that were not worked on again.

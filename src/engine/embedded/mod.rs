@@ -16,9 +16,9 @@ mod worker;
 pub(in crate::engine) use adapter::{InProcess, in_process, text_model};
 pub use batch::Batch;
 pub use capability::{
-    Capability, Choice, Describe, Describer, Embedded, Generate, Generated, ImageBytes, ImageEmbedder,
-    ImageEmbedding, LoadError, Loader, ModelError, Paint, Painted, Painter, Size, TextEmbedder,
-    TextEmbedding, TextGeneration, TextGenerator, TextToImage, Vision,
+    Capability, Choice, Describe, Describer, Embedded, Ending, Generate, Generated, ImageBytes,
+    ImageEmbedder, ImageEmbedding, LoadError, Loader, ModelError, Paint, Painted, Painter, Size,
+    TextEmbedder, TextEmbedding, TextGeneration, TextGenerator, TextToImage, Vision,
 };
 pub use pool::{Hear, Pool, PoolConfig, PoolError, PoolNews};
 pub use pools::Pools;

@@ -11,7 +11,10 @@ use super::kv::Kept;
 use super::prefix::Prefixes;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
-use crate::engine::embedded::{Batch, Generate, Generated, ModelError, TextGeneration, TextGenerator};
+use crate::engine::embedded::{
+    Batch, Ending, Generate, Generated, ModelError, TextGeneration, TextGenerator,
+};
+use crate::engine::runaway::Watch;
 
 /// Tokens that go through the model in one pass.
 pub(super) const PASS: usize = 512;
@@ -41,6 +44,9 @@ struct Sequence {
     pending: Vec<u32>,
     /// The reply so far.
     bytes: Vec<u8>,
+    /// Looks whether it runs away; where it did.
+    watch: Watch,
+    ran: Option<usize>,
     chooser: Chooser,
     constraint: Option<Constraint>,
     stop: Vec<String>,
@@ -48,12 +54,6 @@ struct Sequence {
     left: usize,
     deadline: Instant,
     told: Generated,
-}
-
-/// How a reply ended.
-enum End {
-    Done,
-    Cut,
 }
 
 impl Generator {
@@ -110,6 +110,8 @@ impl Generator {
             pending: prompt.get(kept.len()..).unwrap_or_default().to_vec(),
             kept,
             bytes: Vec::new(),
+            watch: Watch::default(),
+            ran: None,
             chooser: Chooser::new(request.sampling),
             stop: request.stop.clone(),
             left: request.max_tokens.unwrap_or(room).min(room),
@@ -174,7 +176,7 @@ impl TextGeneration for Generator {
                 match self.begin(at, &request, batch.deadline(at)) {
                     Err(error) => batch.answer(at, Err(error)),
                     Ok(sequence) => match sequence.is_over() {
-                        Some(end) => sequence.end(&end, batch),
+                        Some(end) => sequence.end(end, batch),
                         None => running.push(sequence),
                     },
                 }
@@ -207,7 +209,7 @@ impl TextGeneration for Generator {
                 };
                 match sequence.next(&logits, &self.weights.tokenizer) {
                     Err(error) => batch.answer(sequence.at, Err(error)),
-                    Ok(Some(end)) => sequence.end(&end, batch),
+                    Ok(Some(end)) => sequence.end(end, batch),
                     Ok(None) => still.push(sequence),
                 }
             }
@@ -226,14 +228,23 @@ impl Sequence {
         self.left -= tokens.len();
         self.told.reply_tokens += tokens.len();
         self.pending.extend_from_slice(tokens);
+        let text = match std::str::from_utf8(&self.bytes) {
+            Ok(text) => text,
+            // The last character may still be coming.
+            Err(error) => std::str::from_utf8(self.bytes.get(..error.valid_up_to()).unwrap_or_default())
+                .unwrap_or_default(),
+        };
+        self.ran = self.ran.or(self.watch.look(text));
     }
 
     /// Whether nothing more is to come.
-    fn is_over(&self) -> Option<End> {
+    fn is_over(&self) -> Option<Ending> {
         if self.constraint.as_ref().is_some_and(Constraint::is_over) || self.stops().is_some() {
-            Some(End::Done)
+            Some(Ending::Done)
+        } else if self.ran.is_some() {
+            Some(Ending::Runaway)
         } else if self.left == 0 {
-            Some(End::Cut)
+            Some(Ending::Cut)
         } else {
             None
         }
@@ -250,7 +261,7 @@ impl Sequence {
     }
 
     /// Chooses the next token, and takes those that must follow it.
-    fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Option<End>, ModelError> {
+    fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Option<Ending>, ModelError> {
         let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
         let Some(token) = self.chooser.choose(logits, allowed.as_ref()) else {
             return Err(ModelError::Failed(
@@ -258,7 +269,7 @@ impl Sequence {
             ));
         };
         if tokenizer.vocabulary.ends.contains(&token) {
-            return Ok(Some(End::Done));
+            return Ok(Some(Ending::Done));
         }
         self.accept(&[token], tokenizer);
         if let Some(constraint) = &mut self.constraint {
@@ -270,12 +281,12 @@ impl Sequence {
     }
 
     /// Answers.
-    fn end(self, end: &End, batch: &mut Batch<TextGenerator>) {
-        let upto = self.stops().unwrap_or(self.bytes.len());
+    fn end(self, ending: Ending, batch: &mut Batch<TextGenerator>) {
+        let upto = self.stops().or(self.ran).unwrap_or(self.bytes.len());
         let text = String::from_utf8_lossy(self.bytes.get(..upto).unwrap_or_default()).into_owned();
         let reply = Generated {
             text,
-            cut: matches!(end, End::Cut),
+            ending,
             ..self.told
         };
         batch.answer(self.at, Ok(reply));
