@@ -46,7 +46,7 @@ pub struct Launch {
     pub reasoning_parser: Option<String>,
     /// One request at a time and a fixed seed.
     pub deterministic: bool,
-    /// Most workers that hold a model in this process, 1..=4; none: as many as there are processors, at most 4.
+    /// Most workers that hold a model in this process, 1..=4; none: as many as it is worth.
     pub workers: Option<u32>,
 }
 

@@ -86,6 +86,7 @@ impl Loader<TextEmbedder> for Toys {
                 vram: Vec::new(),
             },
             batch: self.0.batch.max(1),
+            workers: 1,
         })
     }
 
@@ -394,7 +395,7 @@ fn more_workers_come_while_all_are_busy_and_memory_allows() {
                 ..toy(1000)
             });
             let many = PoolConfig {
-                workers: 3,
+                workers: Some(3),
                 ..config("toy")
             };
             let pool = add(&pools, many, &toy);

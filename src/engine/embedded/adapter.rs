@@ -22,9 +22,6 @@ use crate::event::{Event, EventSender, Usage};
 use crate::row::ErrorKind;
 use crate::spec::{Concurrency, EngineSpec, Task};
 
-/// Workers of a model at most, unless the chain says otherwise.
-const WORKERS: usize = 4;
-
 /// The text generator that an engine declares, in a file.
 pub(in crate::engine) fn text_model(spec: &EngineSpec, path: &Path) -> GgufText {
     let mut model = GgufText::new(path);
@@ -96,10 +93,8 @@ pub(in crate::engine) fn in_process(
     events: &EventSender,
     stop: CancellationToken,
 ) -> (Pool<TextGenerator>, InProcess) {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let workers = spec.launch.workers.map_or(threads.min(WORKERS), |n| n as usize);
     let config = PoolConfig {
-        workers,
+        workers: spec.launch.workers.map(|n| n as usize),
         load_timeout: spec.launch.startup_timeout,
         request_timeout: spec.timeout.total,
         idle_timeout: spec.launch.idle_timeout,

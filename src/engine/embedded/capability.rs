@@ -45,6 +45,8 @@ pub struct Size {
     pub need: Need,
     /// Requests that it works on at the same time.
     pub batch: usize,
+    /// Workers that are worth having, unless the pool is told how many.
+    pub workers: usize,
 }
 
 /// Why a model cannot be loaded, and what to do.

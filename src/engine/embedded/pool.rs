@@ -24,8 +24,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct PoolConfig {
     /// Its name in messages.
     pub name: String,
-    /// Most workers, each with a model of its own; 1 at least.
-    pub workers: usize,
+    /// Most workers, each with a model of its own; none: as many as the model is worth.
+    pub workers: Option<usize>,
     /// Requests that may wait before those who ask must.
     pub queue: usize,
     /// How long a model may take to load.
@@ -41,11 +41,11 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// The usual numbers: one worker, a queue of 64, 300 s to load, 30 min a reply, 180 s idle, all processors.
+    /// The usual numbers: as many workers as the model is worth, a queue of 64, 300 s to load, 30 min a reply, 180 s idle, all processors.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            workers: 1,
+            workers: None,
             queue: 64,
             load_timeout: Duration::from_secs(300),
             request_timeout: Duration::from_secs(1800),
@@ -345,6 +345,12 @@ impl<'a, C: Capability> Crew<'a, C> {
         }
     }
 
+    /// Most workers.
+    fn most(&self) -> usize {
+        let worth = self.size.as_ref().map_or(1, |size| size.workers);
+        self.pool.config.workers.unwrap_or(worth).max(1)
+    }
+
     fn is_ready(&mut self, took: Duration) {
         (self.pool.hear)(PoolNews::Loaded {
             worker: self.ready,
@@ -367,7 +373,7 @@ impl<'a, C: Capability> Crew<'a, C> {
             loader: Arc::clone(&self.pool.loader),
             queue: Arc::clone(&self.pool.queue),
             size,
-            threads: (config.threads / config.workers.max(1)).max(1),
+            threads: (config.threads / self.most()).max(1),
             booking,
             told: self.tell.clone(),
         };
@@ -391,7 +397,7 @@ impl<'a, C: Capability> Crew<'a, C> {
                     None => std::future::pending().await,
                 }
             };
-            let may_hire = coming.is_none() && !enough && self.threads.len() < self.pool.config.workers;
+            let may_hire = coming.is_none() && !enough && self.threads.len() < self.most();
             let release = tokio::select! {
                 biased;
                 () = self.pool.stop.cancelled() => return,

@@ -262,6 +262,8 @@ impl Sequence {
 
     /// Chooses the next token, and takes those that must follow it.
     fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Option<Ending>, ModelError> {
+        // Weights may be padded with tokens that there are not.
+        let logits = logits.get(..tokenizer.vocabulary.len()).unwrap_or(logits);
         let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
         let Some(token) = self.chooser.choose(logits, allowed.as_ref()) else {
             return Err(ModelError::Failed(

@@ -33,6 +33,10 @@ use tokenizer::Tokenizer;
 const CONTEXT: usize = 4096;
 /// Most sequences at the same time.
 const SEQUENCES: usize = 16;
+/// Most workers of a small model.
+const WORKERS: usize = 4;
+/// A model of more bytes is worth one worker: its passes are bound by memory, and each takes all rows with it.
+const SMALL: u64 = 64 << 20;
 /// What keys and values of all sequences may take at least, in bytes.
 const KEPT: u64 = 256 << 20;
 /// The program's own part: the tokenizer, grammars, and a layer's states.
@@ -182,6 +186,7 @@ fn size(path: &Path, of: &GgufText) -> Result<Size, LoadError> {
             .unwrap_or(SEQUENCES)
             .clamp(1, SEQUENCES)
     });
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pass = generate::PASS as u64 * (facts.width * 24 + facts.vocabulary / 16) * FLOAT;
     Ok(Size {
         need: Need {
@@ -192,5 +197,9 @@ fn size(path: &Path, of: &GgufText) -> Result<Size, LoadError> {
             vram: Vec::new(),
         },
         batch,
+        workers: match weights {
+            0..SMALL => threads.min(WORKERS),
+            _ => 1,
+        },
     })
 }

@@ -6,6 +6,9 @@
 use super::head::Head;
 use crate::engine::embedded::LoadError;
 
+/// More layers, or numbers of a state, than any model has: a file that says so is damaged.
+const MOST: usize = 1 << 20;
+
 /// The kinds of models that are known here, by `general.architecture`.
 const FAMILIES: [(&str, Family); 8] = [
     ("llama", Family::Llama),
@@ -113,6 +116,9 @@ impl Shape {
         let heads = head.need_count("attention.head_count")?;
         let kept_heads = head.count("attention.head_count_kv").unwrap_or(heads);
         let head_len = head.count("attention.key_length").unwrap_or(width / heads);
+        if width > MOST || heads > MOST || head_len > MOST || layers > MOST {
+            return Err(head.wrong("its head names numbers that no model has"));
+        }
         if kept_heads == 0
             || !heads.is_multiple_of(kept_heads)
             || head_len == 0
