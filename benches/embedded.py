@@ -1,12 +1,12 @@
 """A model in this process beside llama.cpp's server with the same file and threads: rows and tokens per second, memory.
 
-Usage: embedded.py CHAINETTE LLAMA_SERVER [ROWS [ROUNDS]]
+Usage: embedded.py CHAINETTE LLAMA_SERVER [ROWS [ROUNDS [CORES]]]
 The rows are the hand-written reviews of examples/models, numbered so that no two are the same. Both are asked by the same
-chain, one after the other in turns; the server is started and stopped by chainette, with as many slots as it is fastest with.
+chain, one after the other in turns, and everything runs on the same CORES processors (default 1: two compute threads of the
+server spin against each other on small machines); the server is started and stopped by chainette.
 """
 
 import json
-import os
 import pathlib
 import re
 import statistics
@@ -18,7 +18,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODEL = HERE.parent / "examples/models/reviews.gguf"
-CORES = os.cpu_count() or 1
+CORES = int((sys.argv[5:] or [1])[0])
 
 
 def chain(engine):
@@ -46,7 +46,7 @@ def resident(pid):
 
 def once(chainette, work, name, rows, count):
     out = work / f"{name}-{time.monotonic_ns()}"
-    process = subprocess.Popen([chainette, "run", work / f"{name}.yaml", rows, out, "--json-logs"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(["taskset", "-c", f"0-{CORES - 1}", chainette, "run", work / f"{name}.yaml", rows, out, "--json-logs"], stderr=subprocess.PIPE, text=True)
     most, over = 0, threading.Event()
 
     def watch():
