@@ -102,6 +102,10 @@ fn at(text: &str, url: &str) -> String {
     ]
     .iter()
     .fold(text.to_owned(), |text, old| text.replace(old, url))
+    .replace(
+        "../examples/models",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models"),
+    )
 }
 
 #[test]

@@ -245,7 +245,7 @@ fn the_table_of_engines() {
     let shared = format!(
         "engines:\n  \
          unset: {{backend: openai, model: qwen, endpoint: '{}', api_key_env: NO_KEY}}\n  \
-         own: {{backend: embedded, model: ./m.gguf}}\n",
+         own: {{backend: embedded, model: /nowhere/m.gguf}}\n",
         locked.url("/v1")
     );
     // A query is no part of a base URL; it is hidden wherever the endpoint is shown.

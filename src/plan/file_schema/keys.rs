@@ -462,6 +462,11 @@ pub(super) const ENGINE: &[Key] = &[
         "One request at a time and a fixed seed: slow, and the same answers again.",
         || yes_no(false),
     ),
+    (
+        "workers",
+        "Most workers that hold the model in this process (embedded).",
+        || count(4),
+    ),
     ("price", "Price per million tokens, for the summary.", || {
         let price = json!({"type": "number", "minimum": 0});
         json!({
