@@ -173,8 +173,9 @@ fn an_embedding_model_comes_with_the_parts_that_follow_its_encoder() {
         ("tokenizer.json", b"{}"),
         ("pytorch_model.bin", b"weights"),
     ]);
+    let mut place = Place::new();
     place.hub = Some(old.url());
-    let ran = place.engine("backend: embedded, model: 'hf:org/old'", &[]);
+    let ran = place.engine(fields, &[]);
     assert!(
         ran.code == 1 && ran.stderr.contains("holds no safetensors"),
         "{}",

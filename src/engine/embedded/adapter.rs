@@ -67,20 +67,24 @@ fn embedder(spec: &EngineSpec, path: &Path) -> BertEmbedding {
     }
 }
 
+/// Where models of a kind come from, shared by all who load one.
+type Source<C> = Arc<dyn Loader<C>>;
+/// The model at a path.
+type Make<C> = fn(&EngineSpec, &Path) -> Result<Source<C>, LoadError>;
+
 /// A model that is fetched and verified before it is loaded.
 struct Prepared<C: Capability> {
     spec: EngineSpec,
     prepare: Arc<Prepare>,
     events: EventSender,
     stop: CancellationToken,
-    /// The model at a path.
-    make: fn(&EngineSpec, &Path) -> Result<Arc<dyn Loader<C>>, LoadError>,
+    make: Make<C>,
     /// The model of the path that was found.
-    model: Mutex<Option<(PathBuf, Arc<dyn Loader<C>>)>>,
+    model: Mutex<Option<(PathBuf, Source<C>)>>,
 }
 
 impl<C: Capability> Prepared<C> {
-    fn model(&self) -> Result<Arc<dyn Loader<C>>, LoadError> {
+    fn model(&self) -> Result<Source<C>, LoadError> {
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((path, model)) = &*model
             && path.exists()
@@ -162,10 +166,7 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn pool<C: Capability>(
-        &self,
-        make: fn(&EngineSpec, &Path) -> Result<Arc<dyn Loader<C>>, LoadError>,
-    ) -> Pool<C> {
+    fn pool<C: Capability>(&self, make: Make<C>) -> Pool<C> {
         let spec = self.spec;
         let config = PoolConfig {
             workers: spec.launch.workers.map(|n| n as usize),
