@@ -95,6 +95,39 @@ pub trait TextGeneration {
 }
 
 /// The capability of [`TextGeneration`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use chainette::engine::Message;
+/// use chainette::engine::embedded::{Generate, GgufText, PoolConfig, Pools, TextGenerator};
+/// use serde_json::json;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pools = Pools::new();
+/// let model = Arc::new(GgufText::new("examples/models/reviews.gguf"));
+/// let pool = pools.add::<TextGenerator>(PoolConfig::new("reviews"), model);
+/// pools.start();
+/// let reply = pool
+///     .ask(Generate {
+///         messages: vec![
+///             Message::system("Grade the product review."),
+///             Message::user("Review: It broke after two days."),
+///         ],
+///         schema: Some(Arc::new(json!({
+///             "type": "object",
+///             "properties": {"sentiment": {"enum": ["positive", "negative"]}},
+///             "required": ["sentiment"],
+///             "additionalProperties": false,
+///         }))),
+///         ..Generate::default()
+///     })
+///     .await?;
+/// assert_eq!(reply.text, r#"{"sentiment":"negative"}"#);
+/// pools.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum TextGenerator {}
 
@@ -195,6 +228,23 @@ pub trait TextEmbedding {
 }
 
 /// The capability of [`TextEmbedding`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use chainette::engine::embedded::{BertEmbedding, PoolConfig, Pools, TextEmbedder};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pools = Pools::new();
+/// let model = Arc::new(BertEmbedding::new("tests/it/vectors/bert"));
+/// let pool = pools.add::<TextEmbedder>(PoolConfig::new("vectors"), model);
+/// pools.start();
+/// let reply = pool.ask("It broke after two days.".to_owned()).await?;
+/// assert_eq!(reply.vector.len(), 24);
+/// pools.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum TextEmbedder {}
 
@@ -219,6 +269,52 @@ pub trait ImageEmbedding {
 }
 
 /// The capability of [`ImageEmbedding`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use chainette::engine::embedded::{
+///     Batch, Embedded, ImageEmbedder, ImageEmbedding, LoadError, Loader, PoolConfig, Pools, Size,
+/// };
+/// use chainette::engine::provision::Need;
+///
+/// /// The mean of an image's bytes: a model of yours stands here.
+/// struct Mean;
+///
+/// impl ImageEmbedding for Mean {
+///     fn embed(&mut self, batch: &mut Batch<ImageEmbedder>) {
+///         for at in 0..batch.len() {
+///             let Some(asked) = batch.request(at) else { continue };
+///             let sum: f32 = asked.iter().map(|byte| f32::from(*byte)).sum();
+///             let vector = vec![sum / asked.len().max(1) as f32];
+///             batch.answer(at, Ok(Embedded { vector, tokens: 1 }));
+///         }
+///     }
+/// }
+///
+/// struct Files;
+///
+/// impl Loader<ImageEmbedder> for Files {
+///     fn size(&self) -> Result<Size, LoadError> {
+///         let need = Need { ram: 1 << 20, ..Need::default() };
+///         Ok(Size { need, batch: 8, workers: 1 })
+///     }
+///
+///     fn load(&self) -> Result<Box<dyn ImageEmbedding>, LoadError> {
+///         Ok(Box::new(Mean))
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pools = Pools::new();
+/// let pool = pools.add::<ImageEmbedder>(PoolConfig::new("mine"), Arc::new(Files));
+/// pools.start();
+/// let reply = pool.ask(Arc::from([1, 2, 3])).await?;
+/// assert_eq!(reply.vector, [2.0]);
+/// pools.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum ImageEmbedder {}
 
@@ -240,6 +336,52 @@ pub trait Vision {
 }
 
 /// The capability of [`Vision`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use chainette::engine::embedded::{
+///     Batch, Describe, Describer, Generated, LoadError, Loader, PoolConfig, Pools, Size, Vision,
+/// };
+/// use chainette::engine::provision::Need;
+///
+/// /// Counts images: a model of yours stands here.
+/// struct Counter;
+///
+/// impl Vision for Counter {
+///     fn describe(&mut self, batch: &mut Batch<Describer>) {
+///         for at in 0..batch.len() {
+///             let Some(asked) = batch.request(at) else { continue };
+///             let text = format!("{} images", asked.images.len());
+///             batch.answer(at, Ok(Generated { text, ..Generated::default() }));
+///         }
+///     }
+/// }
+///
+/// struct Files;
+///
+/// impl Loader<Describer> for Files {
+///     fn size(&self) -> Result<Size, LoadError> {
+///         let need = Need { ram: 1 << 20, ..Need::default() };
+///         Ok(Size { need, batch: 8, workers: 1 })
+///     }
+///
+///     fn load(&self) -> Result<Box<dyn Vision>, LoadError> {
+///         Ok(Box::new(Counter))
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pools = Pools::new();
+/// let pool = pools.add::<Describer>(PoolConfig::new("mine"), Arc::new(Files));
+/// pools.start();
+/// let images = vec![Arc::from([0; 4]), Arc::from([1; 4])];
+/// let reply = pool.ask(Describe { images, ..Describe::default() }).await?;
+/// assert_eq!(reply.text, "2 images");
+/// pools.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Describer {}
 
@@ -270,6 +412,53 @@ pub trait TextToImage {
 }
 
 /// The capability of [`TextToImage`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use chainette::engine::embedded::{
+///     Batch, LoadError, Loader, Paint, Painted, Painter, PoolConfig, Pools, Size, TextToImage,
+/// };
+/// use chainette::engine::provision::Need;
+///
+/// /// Paints everything black: a model of yours stands here.
+/// struct Black;
+///
+/// impl TextToImage for Black {
+///     fn paint(&mut self, batch: &mut Batch<Painter>) {
+///         for at in 0..batch.len() {
+///             let Some(asked) = batch.request(at) else { continue };
+///             let (width, height) = (asked.width, asked.height);
+///             let pixels = vec![0; width as usize * height as usize * 3];
+///             batch.answer(at, Ok(Painted { width, height, pixels }));
+///         }
+///     }
+/// }
+///
+/// struct Files;
+///
+/// impl Loader<Painter> for Files {
+///     fn size(&self) -> Result<Size, LoadError> {
+///         let need = Need { ram: 1 << 20, ..Need::default() };
+///         Ok(Size { need, batch: 8, workers: 1 })
+///     }
+///
+///     fn load(&self) -> Result<Box<dyn TextToImage>, LoadError> {
+///         Ok(Box::new(Black))
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pools = Pools::new();
+/// let pool = pools.add::<Painter>(PoolConfig::new("mine"), Arc::new(Files));
+/// pools.start();
+/// let asked = Paint { prompt: "night".to_owned(), width: 4, height: 2, ..Paint::default() };
+/// let reply = pool.ask(asked).await?;
+/// assert_eq!(reply.pixels.len(), 24);
+/// pools.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Painter {}
 

@@ -179,11 +179,17 @@ impl Encoder {
         }
         scores.chunks_exact_mut(tokens).for_each(softmax);
         let shares = Tensor::from_vec(scores, (heads, tokens, tokens), &Device::Cpu)?;
-        shares
-            .matmul(&value.contiguous()?)?
-            .transpose(0, 1)?
-            .flatten_all()?
-            .to_vec1()
+        let taken = shares.matmul(value)?.flatten_all()?.to_vec1::<f32>()?;
+        // Back to rows of tokens.
+        let mut out = vec![0.0; taken.len()];
+        for (at, taken) in taken.chunks_exact(tokens * head).enumerate() {
+            for (row, taken) in out.chunks_exact_mut(heads * head).zip(taken.chunks_exact(head)) {
+                if let Some(part) = row.get_mut(at * head..(at + 1) * head) {
+                    part.copy_from_slice(taken);
+                }
+            }
+        }
+        Ok(out)
     }
 }
 

@@ -22,8 +22,8 @@ use weights::Weights;
 
 /// Texts that a worker takes at the same time, unless more or fewer are asked for.
 const TEXTS: usize = 32;
-/// Tokens of one pass, unless one text has more.
-const PASS: usize = 2048;
+/// Tokens of one pass, unless one text has more: what is computed with then stays in a processor's cache.
+const PASS: usize = 512;
 /// The program's own part, mostly the tokenizer.
 const WORK: u64 = 64 << 20;
 /// Bytes of a number while it is computed with.
