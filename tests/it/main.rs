@@ -34,6 +34,8 @@ mod editing;
 mod embed;
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "embedded")]
+mod embedded_shown;
 mod embed_runs;
 mod engine;
 mod engine_commands;

@@ -42,6 +42,8 @@ struct Prepared {
     stop: CancellationToken,
     /// The model of the file that was found.
     model: Mutex<Option<(PathBuf, Arc<GgufText>)>>,
+    /// What its preparation is at, where that was worth telling.
+    doing: Mutex<Option<String>>,
 }
 
 impl Prepared {
@@ -57,10 +59,12 @@ impl Prepared {
                 return ControlFlow::Break(());
             }
             if !news.is_empty() {
+                *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = Some(news.to_owned());
                 self.events.send(starting(&self.spec.name, 0, news.to_owned()));
             }
             ControlFlow::Continue(())
         });
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let path = prepared
             .map_err(LoadError::new)?
             .model_path
@@ -82,6 +86,10 @@ impl Loader<TextGenerator> for Prepared {
 
     fn load(&self) -> Result<Box<dyn TextGeneration>, LoadError> {
         self.model()?.load()
+    }
+
+    fn doing(&self) -> Option<String> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -106,6 +114,7 @@ pub(in crate::engine) fn in_process(
         events: events.clone(),
         stop,
         model: Mutex::default(),
+        doing: Mutex::default(),
     });
     let (name, events) = (spec.name.clone(), events.clone());
     let pool = Pool::new(config, loader, memory, move |news| tell(&name, &events, news));
