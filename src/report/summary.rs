@@ -52,7 +52,10 @@ pub fn summary(
 
 /// `model loaded in 0.4 s, 2 workers busy 87% of the run, 12,340 prompt tokens reused`.
 fn did(models: &ModelStats, seconds: f64) -> String {
-    let loading = duration(models.loading.as_secs_f64());
+    let loading = match models.loading.as_secs_f64() {
+        seconds @ ..0.95 => format!("{:.0} ms", seconds * 1e3),
+        seconds => duration(seconds),
+    };
     let mut parts = vec![match models.loads {
         1 => format!("model loaded in {loading}"),
         n => format!("model loaded {} in {loading}", counted(n, "time")),

@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// What nothing here takes on any machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -36,6 +36,8 @@ mod embed;
 mod embedded;
 #[cfg(feature = "embedded")]
 mod embedded_shown;
+#[cfg(feature = "embedded")]
+mod embedded_thinking;
 mod embed_runs;
 mod engine;
 mod engine_commands;

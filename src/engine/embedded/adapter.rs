@@ -24,7 +24,7 @@ use crate::spec::{Concurrency, EngineSpec, Task};
 
 /// The text generator that an engine declares, in a file.
 pub(in crate::engine) fn text_model(spec: &EngineSpec, path: &Path) -> GgufText {
-    let mut model = GgufText::new(path);
+    let mut model = GgufText::new(path).with_thinking(spec.reasoning == Some(true));
     if let Some(tokens) = spec.context {
         model = model.with_context(tokens as usize);
     }
@@ -175,6 +175,9 @@ impl InProcess {
             identity.update(part.as_bytes());
         }
         identity.update(spec.launch.identity().as_bytes());
+        if spec.reasoning == Some(true) {
+            identity.update(b" reasoning");
+        }
         Self { identity, pool }
     }
 
@@ -189,7 +192,7 @@ impl InProcess {
         let reply = pool.ask(question.generate()?).await.map_err(fault)?;
         Ok(Reply {
             text: reply.text,
-            reasoning: None,
+            reasoning: reply.reasoning,
             finish: match reply.ending {
                 Ending::Done => Finish::Stop,
                 Ending::Cut => Finish::Length,

@@ -184,6 +184,8 @@ pub enum Ending {
 pub struct Generated {
     /// The text.
     pub text: String,
+    /// What the model thought before that, if it was to think.
+    pub reasoning: Option<String>,
     /// Why it ended.
     pub ending: Ending,
     /// Tokens of the prompt.
