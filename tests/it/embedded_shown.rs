@@ -40,7 +40,13 @@ fn a_run_tells_what_its_models_did() {
     let mut chain = chain(MODEL);
     chain["engines"]["far"] = json!({"backend": "openai", "model": "m", "endpoint": server.url()});
     let say = json!({"id": "say", "engine": "far", "user_prompt": "{{ chain_input.text }}"});
-    chain["steps"].as_array_mut().expect("a list").push(say);
+    let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/vectors/bert");
+    chain["engines"]["near"] = json!({"backend": "embedded", "model": vectors});
+    let place = json!({"id": "place", "engine": "near", "task": "embed", "input": "{{ chain_input.text }}"});
+    chain["steps"]
+        .as_array_mut()
+        .expect("a list")
+        .extend([say, place]);
     let bench = Bench::new(&chain.to_string(), rows(30));
     let ran = bench.run(&["--json-logs"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -57,6 +63,10 @@ fn a_run_tells_what_its_models_did() {
     assert_eq!(
         (&models["loads"], &models["workers"], &models["panics"]),
         (&json!(1), &json!(1), &json!(0))
+    );
+    assert!(
+        engine("near")["models"]["loads"].as_u64() >= Some(1),
+        "{finished}"
     );
     let number = |key: &str| models[key].as_f64().expect("a number");
     let seconds = finished["seconds"].as_f64().expect("a number");

@@ -215,6 +215,15 @@ fn a_model_that_cannot_think_is_told_of_at_once() {
     assert_eq!(ran.code, 2, "{}", ran.stderr);
     assert!(ran.stderr.contains("knows nothing of thinking"), "{}", ran.stderr);
     assert!(!ran.out.exists());
+    let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/vectors/bert");
+    let embeds = json!({
+        "name": "embeds",
+        "engines": {"own": {"backend": "embedded", "model": vectors, "reasoning": true}},
+        "steps": [{"id": "place", "engine": "own", "task": "embed", "input": "x"}],
+    });
+    let ran = Bench::new(&embeds.to_string(), "{}\n").run(&[]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(ran.stderr.contains("do not think"), "{}", ran.stderr);
 }
 
 /// A Step that thinks, and one that is told the thoughts.

@@ -119,6 +119,7 @@ mod tape;
 mod templates;
 mod twins;
 mod unused;
+mod vectors;
 mod verify;
 mod warm;
 mod warm_harness;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use chainette::engine::provision::{Machine, PrepareError, PreparedEngine, Progress, plan_all, prepare};
 use chainette::spec::{Backend, EngineSpec, Resources};
@@ -130,6 +131,57 @@ fn a_folder_of_weights_comes_from_the_hub_without_what_nobody_needs() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn an_embedding_model_comes_with_the_parts_that_follow_its_encoder() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/vectors/bert_half");
+    let parts = [
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+    ];
+    let files: Vec<(&str, Vec<u8>)> = parts
+        .iter()
+        .map(|name| (*name, fs::read(folder.join(name)).expect("it is there")))
+        .chain([("onnx/config.json", vec![1]), ("pytorch_model.bin", vec![2])])
+        .collect();
+    let served: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+    let mut place = Place::new();
+    let hub = Hub::start(&served);
+    place.hub = Some(hub.url());
+    let fields = "backend: embedded, model: 'hf:org/repo'";
+    let ran = place.engine(fields, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let snapshot = format!("hf/hub/models--org--repo/snapshots/{COMMIT}");
+    assert_eq!(ran.of("model")["path"], format!("[dir]/{snapshot}"));
+    let snapshot = place.dir.path().join(&snapshot);
+    assert!(parts.iter().all(|part| snapshot.join(part).is_file()));
+    assert_eq!(listing(&snapshot).len(), 4 + 2, "{:?}", listing(&snapshot));
+    // One that is not whole is completed.
+    let lost = snapshot.join("2_Dense/config.json");
+    fs::remove_file(&lost).expect("it is there");
+    let ran = place.engine(fields, &[]);
+    assert_eq!((ran.code, lost.is_file()), (0, true), "{}", ran.stderr);
+    // Weights in PyTorch's own form are not even fetched.
+    let old = Hub::start(&[
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("pytorch_model.bin", b"weights"),
+    ]);
+    let mut place = Place::new();
+    place.hub = Some(old.url());
+    let ran = place.engine(fields, &[]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("holds no safetensors"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!old.take_log().iter().any(|asked| asked.contains("pytorch_model")));
 }
 
 #[test]

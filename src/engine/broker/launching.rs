@@ -29,7 +29,7 @@ impl Broker {
             broker = match plans.get(at).and_then(Option::as_ref) {
                 None => broker.with_spec(spec)?,
                 #[cfg(feature = "embedded")]
-                Some(plan) if spec.is_embedded() => broker.with_model(spec, preparation(plan, 0, facts)),
+                Some(plan) if spec.is_embedded() => broker.with_model(spec, &preparation(plan, 0, facts)),
                 Some(plan) => {
                     let servers = (0..spec.launch.replicas).map(|replica| preparation(plan, replica, facts));
                     broker.with_servers(spec, servers.collect())?

@@ -207,9 +207,8 @@ impl Broker {
     /// Adds an engine whose model runs in this process. Nothing is loaded before [`Broker::start`] and a first request.
     #[cfg(feature = "embedded")]
     #[must_use]
-    pub fn with_model(mut self, spec: &EngineSpec, prepare: Arc<Prepare>) -> Self {
-        let stop = self.ended.clone();
-        let (pool, engine) = in_process(spec, prepare, self.memory.clone(), &self.events, stop);
+    pub fn with_model(mut self, spec: &EngineSpec, prepare: &Arc<Prepare>) -> Self {
+        let (pools, engine) = in_process(spec, prepare, &self.memory, &self.events, &self.ended);
         let concurrency = match spec.concurrency {
             // As many as are worked on at the same time, and as many that wait for them.
             Concurrency::Fixed(n) => Concurrency::Fixed(n.saturating_mul(2)),
@@ -217,7 +216,7 @@ impl Broker {
         };
         let rate = Rate::new(None, None);
         let gate = self.gate(&spec.name, Arc::new(engine), concurrency, rate, spec.engine_wait);
-        self.pools.push(Arc::new(pool));
+        self.pools.extend(pools);
         self.put(gate);
         self
     }

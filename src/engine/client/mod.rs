@@ -36,7 +36,7 @@ pub fn adapter(spec: &EngineSpec) -> Result<SharedEngine, SetupError> {
             Arc::new(openai::OpenAi::new(spec)?)
         }
         #[cfg(feature = "embedded")]
-        Backend::Embedded => Arc::new(crate::engine::embedded::InProcess::new(spec, None)),
+        Backend::Embedded => Arc::new(crate::engine::embedded::InProcess::rendering(spec)),
         #[cfg(not(feature = "embedded"))]
         Backend::Embedded => {
             return Err(SetupError {

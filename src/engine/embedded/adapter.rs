@@ -11,9 +11,11 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::capability::{
-    Choice, Ending, Generate, LoadError, Loader, ModelError, Size, TextGeneration, TextGenerator,
+    Capability, Choice, Ending, Generate, LoadError, Loader, ModelError, Size, TextEmbedder, TextGenerator,
 };
+use super::embedding::BertEmbedding;
 use super::pool::{Pool, PoolConfig, PoolError, PoolNews};
+use super::pools::Tended;
 use super::text::GgufText;
 use crate::engine::broker::{MemoryLedger, Prepare};
 use crate::engine::client::schema::PreparedSchema;
@@ -22,8 +24,30 @@ use crate::event::{Event, EventSender, Usage};
 use crate::row::ErrorKind;
 use crate::spec::{Concurrency, EngineSpec, Task};
 
+/// What the model at a path can be asked for: a file writes text, a folder embeds it.
+pub(in crate::engine) fn task_of(path: &Path) -> Task {
+    match path.is_dir() {
+        true => Task::Embed,
+        false => Task::Generate,
+    }
+}
+
+/// What a worker of the model at a path takes.
+///
+/// # Errors
+/// It is no model that runs in this process.
+pub(in crate::engine) fn size(spec: &EngineSpec, path: &Path) -> Result<Size, LoadError> {
+    match task_of(path) {
+        Task::Generate => writer(spec, path).size(),
+        Task::Embed if spec.reasoning == Some(true) => Err(LoadError::new(
+            "it is a folder, and those embed texts and do not think\n  leave out `reasoning`",
+        )),
+        Task::Embed => embedder(spec, path).size(),
+    }
+}
+
 /// The text generator that an engine declares, in a file.
-pub(in crate::engine) fn text_model(spec: &EngineSpec, path: &Path) -> GgufText {
+fn writer(spec: &EngineSpec, path: &Path) -> GgufText {
     let mut model = GgufText::new(path).with_thinking(spec.reasoning == Some(true));
     if let Some(tokens) = spec.context {
         model = model.with_context(tokens as usize);
@@ -34,20 +58,38 @@ pub(in crate::engine) fn text_model(spec: &EngineSpec, path: &Path) -> GgufText 
     }
 }
 
+/// The embedding model that an engine declares, in a folder.
+fn embedder(spec: &EngineSpec, path: &Path) -> BertEmbedding {
+    let mut model = BertEmbedding::new(path);
+    if let Some(tokens) = spec.context {
+        model = model.with_context(tokens as usize);
+    }
+    match spec.concurrency {
+        Concurrency::Fixed(texts) => model.with_texts(texts),
+        Concurrency::Auto => model,
+    }
+}
+
+/// Where models of a kind come from, shared by all who load one.
+type Source<C> = Arc<dyn Loader<C>>;
+/// The model at a path.
+type Make<C> = fn(&EngineSpec, &Path) -> Result<Source<C>, LoadError>;
+
 /// A model that is fetched and verified before it is loaded.
-struct Prepared {
+struct Prepared<C: Capability> {
     spec: EngineSpec,
     prepare: Arc<Prepare>,
     events: EventSender,
     stop: CancellationToken,
-    /// The model of the file that was found.
-    model: Mutex<Option<(PathBuf, Arc<GgufText>)>>,
+    make: Make<C>,
+    /// The model of the path that was found.
+    model: Mutex<Option<(PathBuf, Source<C>)>>,
     /// What its preparation is at, where that was worth telling.
     doing: Mutex<Option<String>>,
 }
 
-impl Prepared {
-    fn model(&self) -> Result<Arc<GgufText>, LoadError> {
+impl<C: Capability> Prepared<C> {
+    fn model(&self) -> Result<Source<C>, LoadError> {
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((path, model)) = &*model
             && path.exists()
@@ -69,13 +111,13 @@ impl Prepared {
             .map_err(LoadError::new)?
             .model_path
             .ok_or_else(|| LoadError::new("it has no model"))?;
-        let found = Arc::new(text_model(&self.spec, &path));
+        let found = (self.make)(&self.spec, &path)?;
         *model = Some((path, Arc::clone(&found)));
         Ok(found)
     }
 }
 
-impl Loader<TextGenerator> for Prepared {
+impl<C: Capability> Loader<C> for Prepared<C> {
     fn size(&self) -> Result<Size, LoadError> {
         let mut size = self.model()?.size()?;
         if let Some(ram) = self.spec.launch.memory.ram {
@@ -84,7 +126,7 @@ impl Loader<TextGenerator> for Prepared {
         Ok(size)
     }
 
-    fn load(&self) -> Result<Box<dyn TextGeneration>, LoadError> {
+    fn load(&self) -> Result<Box<C::Model>, LoadError> {
         self.model()?.load()
     }
 
@@ -93,33 +135,71 @@ impl Loader<TextGenerator> for Prepared {
     }
 }
 
-/// The pool of an engine, and the engine before it. The pool is to be tended.
+/// The pools of an engine, one for each task that its model may be asked for, and the engine before them. The pools are
+/// to be tended; a pool that nobody asks takes nothing.
 pub(in crate::engine) fn in_process(
     spec: &EngineSpec,
-    prepare: Arc<Prepare>,
-    memory: MemoryLedger,
+    prepare: &Arc<Prepare>,
+    memory: &MemoryLedger,
     events: &EventSender,
-    stop: CancellationToken,
-) -> (Pool<TextGenerator>, InProcess) {
-    let config = PoolConfig {
-        workers: spec.launch.workers.map(|n| n as usize),
-        load_timeout: spec.launch.startup_timeout,
-        request_timeout: spec.timeout.total,
-        idle_timeout: spec.launch.idle_timeout,
-        ..PoolConfig::new(&spec.name)
-    };
-    let loader = Arc::new(Prepared {
-        spec: spec.clone(),
+    stop: &CancellationToken,
+) -> (Vec<Arc<dyn Tended>>, InProcess) {
+    let making = Making {
+        spec,
         prepare,
-        events: events.clone(),
+        memory,
+        events,
         stop,
-        model: Mutex::default(),
-        doing: Mutex::default(),
+    };
+    let write = making.pool::<TextGenerator>(|spec, path| match task_of(path) {
+        Task::Generate => Ok(Arc::new(writer(spec, path))),
+        Task::Embed => Err(LoadError::new(
+            "it is a folder, and those embed texts\n  give the Step `task: embed` and `input`, or name a GGUF file that writes text",
+        )),
     });
-    let (name, events) = (spec.name.clone(), events.clone());
-    let pool = Pool::new(config, loader, memory, move |news| tell(&name, &events, news));
-    let engine = InProcess::new(spec, Some(pool.clone()));
-    (pool, engine)
+    let embed = making.pool::<TextEmbedder>(|spec, path| match task_of(path) {
+        Task::Embed => Ok(Arc::new(embedder(spec, path))),
+        Task::Generate => Err(LoadError::new(
+            "it is a GGUF file, and those write text in this process\n  name the folder of an embedding model: `config.json`, `tokenizer.json` and safetensors",
+        )),
+    });
+    let tended: Vec<Arc<dyn Tended>> = vec![Arc::new(write.clone()), Arc::new(embed.clone())];
+    (tended, InProcess::new(spec, Some(Models { write, embed })))
+}
+
+/// What the pools of an engine are made of.
+struct Making<'a> {
+    spec: &'a EngineSpec,
+    prepare: &'a Arc<Prepare>,
+    memory: &'a MemoryLedger,
+    events: &'a EventSender,
+    stop: &'a CancellationToken,
+}
+
+impl Making<'_> {
+    fn pool<C: Capability>(&self, make: Make<C>) -> Pool<C> {
+        let spec = self.spec;
+        let config = PoolConfig {
+            workers: spec.launch.workers.map(|n| n as usize),
+            load_timeout: spec.launch.startup_timeout,
+            request_timeout: spec.timeout.total,
+            idle_timeout: spec.launch.idle_timeout,
+            ..PoolConfig::new(&spec.name)
+        };
+        let loader = Arc::new(Prepared {
+            spec: spec.clone(),
+            prepare: Arc::clone(self.prepare),
+            events: self.events.clone(),
+            stop: self.stop.clone(),
+            make,
+            model: Mutex::default(),
+            doing: Mutex::default(),
+        });
+        let (name, events) = (spec.name.clone(), self.events.clone());
+        Pool::new(config, loader, self.memory.clone(), move |news| {
+            tell(&name, &events, news);
+        })
+    }
 }
 
 fn starting(engine: &str, worker: usize, reason: String) -> Event {
@@ -156,10 +236,22 @@ pub(in crate::engine) struct InProcess {
     /// BLAKE3 fed with what else decides a reply than the request.
     identity: blake3::Hasher,
     /// None for one that only renders.
-    pool: Option<Pool<TextGenerator>>,
+    models: Option<Models>,
 }
 
-/// What is asked: the body of a request.
+/// The pools of an engine.
+struct Models {
+    write: Pool<TextGenerator>,
+    embed: Pool<TextEmbedder>,
+}
+
+/// What a model that embeds is asked: the body of a request.
+#[derive(Serialize, Deserialize)]
+struct Text {
+    input: String,
+}
+
+/// What a model that writes is asked: the body of a request.
 #[derive(Serialize, Deserialize)]
 struct Question {
     messages: Vec<Message>,
@@ -168,7 +260,12 @@ struct Question {
 }
 
 impl InProcess {
-    pub(in crate::engine) fn new(spec: &EngineSpec, pool: Option<Pool<TextGenerator>>) -> Self {
+    /// An engine that renders, and has nobody to ask.
+    pub(in crate::engine) fn rendering(spec: &EngineSpec) -> Self {
+        Self::new(spec, None)
+    }
+
+    fn new(spec: &EngineSpec, models: Option<Models>) -> Self {
         let mut identity = blake3::Hasher::new();
         for part in [spec.name.as_str(), spec.backend.as_str(), spec.model.as_str()] {
             identity.update(&(part.len() as u64).to_le_bytes());
@@ -178,18 +275,36 @@ impl InProcess {
         if spec.reasoning == Some(true) {
             identity.update(b" reasoning");
         }
-        Self { identity, pool }
+        Self { identity, models }
     }
 
-    async fn ask(&self, body: &[u8]) -> Result<Reply, CallError> {
-        let Some(pool) = &self.pool else {
+    async fn ask(&self, rendered: &Rendered) -> Result<Reply, CallError> {
+        let Some(models) = &self.models else {
             return Err(down("is not started".to_owned()));
         };
-        let question: Question = serde_json::from_slice(body).map_err(|error| CallError::Refused {
-            kind: ErrorKind::Http,
-            message: format!("the request cannot be read back: {error}"),
-        })?;
-        let reply = pool.ask(question.generate()?).await.map_err(fault)?;
+        match rendered.task {
+            Task::Generate => models.write(&rendered.body).await,
+            Task::Embed => models.embed(&rendered.body).await,
+        }
+    }
+}
+
+/// Reads a body that was rendered here.
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CallError> {
+    serde_json::from_slice(body).map_err(|error| CallError::Refused {
+        kind: ErrorKind::Http,
+        message: format!("the request cannot be read back: {error}"),
+    })
+}
+
+impl Models {
+    async fn write(&self, body: &[u8]) -> Result<Reply, CallError> {
+        let question: Question = read(body)?;
+        let reply = self
+            .write
+            .ask(question.generate()?)
+            .await
+            .map_err(|error| fault(error, Task::Generate))?;
         Ok(Reply {
             text: reply.text,
             reasoning: reply.reasoning,
@@ -203,6 +318,16 @@ impl InProcess {
                 completion_tokens: reply.reply_tokens as u64,
             },
         })
+    }
+
+    async fn embed(&self, body: &[u8]) -> Result<Reply, CallError> {
+        let text: Text = read(body)?;
+        let reply = self
+            .embed
+            .ask(text.input)
+            .await
+            .map_err(|error| fault(error, Task::Embed))?;
+        Ok(Reply::embedding(&reply.vector, reply.tokens as u64))
     }
 }
 
@@ -265,7 +390,7 @@ fn down(message: String) -> CallError {
 }
 
 /// What an error of the pool means for the row.
-fn fault(error: PoolError) -> CallError {
+fn fault(error: PoolError, task: Task) -> CallError {
     let late = |message: String| CallError::Transport {
         kind: ErrorKind::Timeout,
         message,
@@ -276,10 +401,16 @@ fn fault(error: PoolError) -> CallError {
         },
         PoolError::Model(ModelError::TooLong { tokens, context }) => CallError::Refused {
             kind: ErrorKind::ContextLength,
-            message: format!(
-                "the prompt has {tokens} tokens, and the engine takes {context} of prompt and reply together; \
-                 shorten it, or raise `context`"
-            ),
+            message: match task {
+                Task::Generate => format!(
+                    "the prompt has {tokens} tokens, and the engine takes {context} of prompt and reply together; \
+                     shorten it, or raise `context`"
+                ),
+                Task::Embed => format!(
+                    "the text has {tokens} tokens, and the model takes {context}; cut it before this Step, \
+                     or take a model for longer texts"
+                ),
+            },
         },
         PoolError::Model(ModelError::Refused(message)) => CallError::Refused {
             kind: ErrorKind::Http,
@@ -307,29 +438,26 @@ impl Engine for InProcess {
     }
 
     fn render(&self, request: &Request<'_>) -> Rendered {
-        let question = match request {
+        // Texts, numbers and JSON always print.
+        let body = match request {
             Request::Chat(Chat {
                 messages,
                 schema,
                 sampling,
                 ..
-            }) => Question {
+            }) => serde_json::to_vec(&Question {
                 messages: messages.to_vec(),
                 schema: schema.map(|schema| schema.wire().schema.clone()),
                 sampling: match sampling.to_json() {
                     Value::Object(sampling) => sampling,
                     _ => Map::new(),
                 },
-            },
-            // Told of when the chain was read.
-            Request::Embed { .. } => Question {
-                messages: Vec::new(),
-                schema: None,
-                sampling: Map::new(),
-            },
-        };
-        // Texts, numbers and JSON always print.
-        let body = serde_json::to_vec(&question).unwrap_or_default();
+            }),
+            Request::Embed { input } => serde_json::to_vec(&Text {
+                input: (*input).to_owned(),
+            }),
+        }
+        .unwrap_or_default();
         let mut hasher = self.identity.clone();
         hasher.update(&body);
         Rendered {
@@ -343,6 +471,6 @@ impl Engine for InProcess {
     }
 
     fn call<'a>(&'a self, rendered: &'a Rendered, _turn: u32) -> BoxFuture<'a, Result<Reply, CallError>> {
-        Box::pin(self.ask(&rendered.body))
+        Box::pin(self.ask(rendered))
     }
 }

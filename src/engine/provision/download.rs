@@ -14,7 +14,7 @@ use super::machine::HubSettings;
 use super::prepare::{PrepareError, Progress, Tell};
 use super::reference::{HubReference, is_inside};
 use super::transfer::{Word, apart, fetch_file};
-use super::weights::{ggufs, listed, parts};
+use super::weights::{embeds, ggufs, listed, parts};
 use crate::spec::Backend;
 
 /// Between two looks whether somebody wants it to end.
@@ -156,7 +156,9 @@ impl Fetching<'_> {
         };
         let path = match (&self.of.file, backend, wanted.first()) {
             (Some(name), ..) => snapshot.folder.join(name),
-            (None, backend, Some(first)) if backend.takes_gguf() => snapshot.folder.join(first),
+            (None, backend, Some(first)) if backend.takes_gguf() && first.ends_with(".gguf") => {
+                snapshot.folder.join(first)
+            }
             _ => snapshot.folder.clone(),
         };
         Ok((snapshot, path))
@@ -179,7 +181,16 @@ impl Fetching<'_> {
             }
             return Ok(parts(name));
         }
-        if !backend.takes_gguf() {
+        let embeds = backend == Backend::Embedded && embeds(listed_files);
+        if embeds && !listed_files.iter().any(|name| name.ends_with(".safetensors")) {
+            return Err(trouble(
+                format!(
+                    "`{repo}` holds no safetensors, and an embedding model in this process is made of those"
+                ),
+                "look for a newer revision, or take a server: `backend: vllm`",
+            ));
+        }
+        if embeds || !backend.takes_gguf() {
             let wanted = hub::wanted(listed_files);
             if !wanted
                 .iter()

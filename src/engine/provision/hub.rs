@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::machine::HubSettings;
 use super::reference::HubReference;
-use super::weights::{ggufs, lost_shard, names, parts, weight_files};
+use super::weights::{embeds, ggufs, lost_module, lost_shard, names, parts, weight_files};
 use crate::spec::Backend;
 
 /// A version of a repository that lies in the cache, whole or in part.
@@ -49,6 +49,9 @@ pub(super) fn whole(snapshot: &Snapshot, of: &HubReference, backend: Backend) ->
     match (&of.file, backend) {
         (Some(name), _) => file(name),
         // Whether it is the only one of the repository is for the hub to say.
+        (None, Backend::Embedded) if embeds(&names(folder)) => {
+            (is_whole(folder) && lost_module(folder).is_none()).then(|| folder.clone())
+        }
         (None, backend) if backend.takes_gguf() => match ggufs(&names(folder)).as_slice() {
             [only] => file(only),
             _ => None,
@@ -76,10 +79,19 @@ fn is_whole(folder: &Path) -> bool {
 }
 
 /// The files of a repository that a server of safetensors wants: weights, tokenizer, configuration. Nothing of its
-/// folders, which hold the same in other forms.
+/// folders, which hold the same in other forms; but for the parts of an embedding model that follow its encoder.
 pub(super) fn wanted(names: &[String]) -> Vec<String> {
     const ENDS: [&str; 6] = [".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"];
-    let small = |name: &&String| !name.contains('/') && ENDS.iter().any(|end| name.ends_with(end));
+    let part = |name: &str| {
+        let (folder, file) = name.split_once('/')?;
+        let (number, _) = folder.split_once('_')?;
+        let numbered = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        (numbered && matches!(file, "config.json" | "model.safetensors")).then_some(())
+    };
+    let small = |name: &&String| match name.contains('/') {
+        true => part(name).is_some(),
+        false => ENDS.iter().any(|end| name.ends_with(end)),
+    };
     let mut wanted: Vec<String> = names.iter().filter(small).cloned().collect();
     wanted.sort();
     // The weights come last: where they are, all is.

@@ -30,5 +30,8 @@ pub use plan::{Missing, Plan, plan, plan_all};
 pub use port::free_port;
 pub use prepare::{PrepareError, Progress, Tell, attach, prepare, verify};
 pub use prepared::{Mode, Need, PreparedEngine};
+#[cfg(feature = "embedded")]
+pub(in crate::engine) use reference::is_inside;
 pub use reference::{HubReference, Reference};
 pub use telling::Telling;
+pub(crate) use weights::task_in_process;

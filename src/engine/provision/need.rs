@@ -69,10 +69,10 @@ pub(super) fn need(
 /// What a worker in this process takes.
 #[cfg(feature = "embedded")]
 fn embedded(spec: &EngineSpec, weights: &Weights) -> Need {
-    use crate::engine::embedded::{Loader as _, text_model};
-    // A file that cannot be read was told of when it was looked at first.
-    let size = text_model(spec, &weights.path).size();
-    size.map(|size| size.need).unwrap_or_default()
+    // A model that cannot be read was told of when it was looked at first.
+    crate::engine::embedded::size(spec, &weights.path)
+        .map(|size| size.need)
+        .unwrap_or_default()
 }
 
 #[cfg(not(feature = "embedded"))]

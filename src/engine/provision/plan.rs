@@ -331,13 +331,12 @@ fn model(spec: &EngineSpec, machine: &Machine) -> Result<(Source, Option<Weights
     };
     #[cfg(feature = "embedded")]
     if let (true, Some(weights)) = (spec.is_embedded(), &here) {
-        use crate::engine::embedded::{Loader as _, text_model};
-        text_model(spec, &weights.path).size().map_err(|error| {
+        crate::engine::embedded::size(spec, &weights.path).map_err(|error| {
             let (what, how) = error.message.split_once("\n  ").unwrap_or((&error.message, ""));
             (
                 what.to_owned(),
                 match how {
-                    "" => "name a GGUF file that can be read, or download it again".to_owned(),
+                    "" => "name a GGUF file, or the folder of an embedding model, that can be read; or download it again".to_owned(),
                     how => how.to_owned(),
                 },
             )

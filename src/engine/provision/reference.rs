@@ -113,7 +113,7 @@ fn is_name(part: &str) -> bool {
 }
 
 /// True for a relative path that stays below where it starts, and means the same in an address.
-pub(super) fn is_inside(file: &str) -> bool {
+pub(in crate::engine) fn is_inside(file: &str) -> bool {
     let plain = |part: &str| {
         !matches!(part, "" | "." | "..")
             && !part.contains(['\\', '?', '#', '%'])

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::gguf::Gguf;
-use crate::spec::{Backend, nearest};
+use super::reference::Reference;
+use crate::spec::{Backend, EngineSpec, Task, nearest};
 
 /// Something that is not as it must be: what, and what to do.
 pub(super) type Trouble = (String, String);
@@ -41,7 +42,8 @@ impl Weights {
             .extension()
             .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
         match (meta.is_dir(), backend) {
-            (true, backend) if backend.takes_gguf() => Self::gguf(&only_gguf(path, named)?, named),
+            (true, Backend::Embedded) if embeds(&names(path)) => Self::folder(path, named),
+            (true, backend) if backend.takes_gguf() => Self::gguf(&only_gguf(path, named, backend)?, named),
             (true, _) => Self::folder(path, named),
             (false, backend) if backend.takes_gguf() => Self::gguf(path, named),
             (false, _) if is_gguf => Self::gguf(path, named),
@@ -165,6 +167,53 @@ pub(super) fn weight_files(names: &[String]) -> Vec<String> {
     found
 }
 
+/// Whether a folder or a repository is, in this process, an embedding model rather than one that writes: by its names.
+pub(super) fn embeds(names: &[String]) -> bool {
+    ggufs(names).is_empty() && names.iter().any(|name| name == "config.json")
+}
+
+/// What an engine in this process can be asked for, as far as its model's name and the files on this machine tell.
+pub(crate) fn task_in_process(spec: &EngineSpec) -> Option<Task> {
+    let gguf = |path: &str| {
+        path.to_ascii_lowercase()
+            .ends_with(".gguf")
+            .then_some(Task::Generate)
+    };
+    match Reference::parse(&spec.model, &spec.launch.folder).ok()? {
+        Reference::Hub(of) => gguf(&of.file?),
+        Reference::Local(path) if path.is_dir() => {
+            let names = names(&path);
+            match (embeds(&names), ggufs(&names).is_empty()) {
+                (true, _) => Some(Task::Embed),
+                (false, false) => Some(Task::Generate),
+                // What is wrong with it is told elsewhere.
+                (false, true) => None,
+            }
+        }
+        Reference::Local(path) => gguf(&path.to_string_lossy()),
+    }
+}
+
+/// A file of a part of an embedding model, beside its encoder, that the folder's `modules.json` names and that is not
+/// there.
+pub(super) fn lost_module(folder: &Path) -> Option<String> {
+    let modules = std::fs::read(folder.join("modules.json")).ok()?;
+    let modules: Value = serde_json::from_slice(&modules).ok()?;
+    let field = |module: &Value, key: &str| module.get(key).and_then(Value::as_str).map(str::to_owned);
+    let named = modules.as_array()?.iter().flat_map(|module| {
+        let (kind, path) = (field(module, "type"), field(module, "path"));
+        let files: &[&str] = match kind.as_deref().and_then(|kind| kind.rsplit('.').next()) {
+            Some("Pooling") => &["config.json"],
+            Some("Dense") => &["config.json", "model.safetensors"],
+            _ => &[],
+        };
+        let path = path.unwrap_or_default();
+        files.iter().map(move |file| format!("{path}/{file}"))
+    });
+    let mut named = named.filter(|file| super::reference::is_inside(file));
+    named.find(|file| !folder.join(file).is_file())
+}
+
 /// All parts of a GGUF file that is split (`NAME-00001-of-00003.gguf`); else the file itself.
 pub(super) fn parts(name: &str) -> Vec<String> {
     let split = || {
@@ -205,9 +254,13 @@ pub(super) fn ggufs(names: &[String]) -> Vec<String> {
 }
 
 /// The only model of a folder.
-fn only_gguf(folder: &Path, named: &str) -> Result<PathBuf, Trouble> {
+fn only_gguf(folder: &Path, named: &str, backend: Backend) -> Result<PathBuf, Trouble> {
     match ggufs(&names(folder)).as_slice() {
         [only] => Ok(folder.join(only)),
+        [] if backend == Backend::Embedded => Err((
+            format!("the folder `{named}` holds neither a GGUF file nor a `config.json`"),
+            "name a GGUF file that writes text, or the folder of an embedding model".to_owned(),
+        )),
         [] => Err((
             format!("the folder `{named}` holds no GGUF file"),
             "name the model's file".to_owned(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Builder, guarded};
+use crate::engine::provision::task_in_process;
 use crate::expr::NameIx;
 use crate::expr::jq::{JqProgram, infer};
 use crate::expr::model::Model;
@@ -12,7 +13,9 @@ use crate::plan::check::{Known, Place, Reader};
 use crate::plan::names::reasoning;
 use crate::plan::shape::Shape;
 use crate::plan::{ApplyPlan, BranchIx, Closure, EngineIx, Item, Node, NodeIx, NodeKind, StepPlan, process};
-use crate::spec::{ApplyKind, ApplySpec, Backend, Code, NodeHead, OnError, StepSpec, Task, Text, suggest};
+use crate::spec::{
+    ApplyKind, ApplySpec, Backend, Code, EngineSpec, NodeHead, OnError, StepSpec, Task, Text, suggest,
+};
 
 /// The flags with which a llama-server embeds.
 const LLAMA_EMBEDS: [&str; 2] = ["--embeddings", "--embedding"];
@@ -41,9 +44,7 @@ impl Builder<'_> {
         self.node(&spec.head, place, branch, |builder, inner| {
             let id = spec.head.id.value.as_str();
             let engine = builder.engine(&spec.engine);
-            if spec.task == Task::Embed {
-                builder.embeds(spec, engine);
-            }
+            builder.fits(spec, engine);
             let system = spec
                 .system_prompt
                 .as_ref()
@@ -85,47 +86,21 @@ impl Builder<'_> {
         })
     }
 
-    /// Notes an engine that cannot embed, as far as its declaration tells.
-    fn embeds(&mut self, spec: &StepSpec, engine: Option<EngineIx>) {
+    /// Notes an engine that cannot do what the Step asks for, as far as its declaration tells.
+    fn fits(&mut self, spec: &StepSpec, engine: Option<EngineIx>) {
         let Some((name, engine)) = engine.and_then(|ix| self.engines.get_index(ix.0)) else {
             return;
         };
-        let started_without = engine.backend == Backend::LlamaCpp
-            && engine.is_launched()
-            && !engine
-                .launch
-                .flags
-                .iter()
-                .any(|flag| LLAMA_EMBEDS.contains(&flag.as_str()))
-            && !engine
-                .launch
-                .env
-                .iter()
-                .any(|(name, _)| name == "LLAMA_ARG_EMBEDDINGS");
-        let (message, help) = if engine.backend == Backend::Tgi {
-            (
-                format!("`{name}` is a Text Generation Inference server, and those embed nothing"),
-                "Text Embeddings Inference, vLLM, llama.cpp and Ollama do; for the first write `backend: openai` and its `endpoint`"
-                    .to_owned(),
-            )
-        } else if engine.backend == Backend::Embedded {
-            (
-                format!("the model of `{name}` runs in this process, and those embed nothing yet"),
-                "take a server that embeds: `backend: llamacpp` with `flags: [--embeddings]`".to_owned(),
-            )
-        } else if started_without {
-            (
-                format!("the server of `{name}` is started without `--embeddings`, and would embed nothing"),
-                format!(
-                    "add `flags: [--embeddings]` to `{name}`; where its model does not say how to pool, `[--embeddings, --pooling, mean]`"
-                ),
-            )
-        } else {
-            return;
+        let trouble = match (spec.task, engine.backend) {
+            (_, Backend::Embedded) => in_process(spec.task, name, engine),
+            (Task::Embed, _) => embeds_not(name, engine),
+            (Task::Generate, _) => None,
         };
-        self.problems
-            .add(Code::BadValue, spec.engine.span, message)
-            .help(help);
+        if let Some((message, help)) = trouble {
+            self.problems
+                .add(Code::BadValue, spec.engine.span, message)
+                .help(help);
+        }
     }
 
     pub(super) fn apply(&mut self, spec: &ApplySpec, place: &mut Place, branch: Option<BranchIx>) -> Item {
@@ -277,4 +252,46 @@ impl Builder<'_> {
         }
         name
     }
+}
+
+/// Why a model in this process does not do what a Step asks for, and what to do.
+fn in_process(task: Task, name: &str, engine: &EngineSpec) -> Option<(String, String)> {
+    match (task, task_in_process(engine)?) {
+        (Task::Embed, Task::Generate) => Some((
+            format!("the model of `{name}` writes text, and embeds none in this process"),
+            "name the folder of an embedding model (`config.json`, `tokenizer.json`, safetensors), or take a server: `backend: llamacpp` with `flags: [--embeddings]`"
+                .to_owned(),
+        )),
+        (Task::Generate, Task::Embed) => Some((
+            format!("the model of `{name}` is a folder, and those embed texts in this process"),
+            "give the Step `task: embed` and `input`, or name a GGUF file that writes text".to_owned(),
+        )),
+        _ => None,
+    }
+}
+
+/// Why a server embeds nothing, and what to do.
+fn embeds_not(name: &str, engine: &EngineSpec) -> Option<(String, String)> {
+    if engine.backend == Backend::Tgi {
+        return Some((
+            format!("`{name}` is a Text Generation Inference server, and those embed nothing"),
+            "Text Embeddings Inference, vLLM, llama.cpp and Ollama do; for the first write `backend: openai` and its `endpoint`"
+                .to_owned(),
+        ));
+    }
+    let launch = &engine.launch;
+    let asked = launch
+        .flags
+        .iter()
+        .any(|flag| LLAMA_EMBEDS.contains(&flag.as_str()))
+        || launch.env.iter().any(|(name, _)| name == "LLAMA_ARG_EMBEDDINGS");
+    let started_without = engine.backend == Backend::LlamaCpp && engine.is_launched() && !asked;
+    started_without.then(|| {
+        (
+            format!("the server of `{name}` is started without `--embeddings`, and would embed nothing"),
+            format!(
+                "add `flags: [--embeddings]` to `{name}`; where its model does not say how to pool, `[--embeddings, --pooling, mean]`"
+            ),
+        )
+    })
 }

@@ -11,10 +11,11 @@ use candle_core::{Device, Tensor};
 
 use super::head::Head;
 use super::kv::{Kept, Segment};
-use super::layer::{Layer, Linear, Part, norm};
-use super::math::{Norm, bend};
+use super::layer::{Layer, Part, linear, norm};
 use super::shape::Shape;
 use crate::engine::embedded::LoadError;
+use crate::engine::embedded::linear::Linear;
+use crate::engine::embedded::math::{Norm, bend};
 
 /// The weights of a decoder. They never change, and are shared by those who use them.
 #[derive(Debug)]
@@ -46,8 +47,8 @@ impl Decoder {
         };
         let vocabulary = vocabulary.unwrap_or(0);
         let output = match head.has("output.weight") {
-            true => Linear::read(head, "output", (vocabulary, shape.width))?,
-            false => Linear::plain(embeddings.clone()),
+            true => linear(head, "output", (vocabulary, shape.width))?,
+            false => Linear::new(embeddings.clone(), None),
         };
         let norm = norm(head, "output_norm", shape.width, shape.eps)?;
         let layers = (0..shape.layers).map(|at| Layer::read(head, &shape, at));

@@ -1,53 +1,13 @@
 //! One layer of a decoder.
 
-use candle_core::quantized::QMatMul;
-use candle_core::{Device, Module as _, Tensor};
 use rayon::prelude::*;
 
 use super::head::Head;
 use super::kv::Kept;
-use super::math::{Norm, add, add_scaled, bend, dot, gelu, silu, softmax};
 use super::shape::{Family, Shape};
 use crate::engine::embedded::LoadError;
-
-/// A matrix, and what is added to its products.
-#[derive(Clone, Debug)]
-pub(super) struct Linear {
-    weight: QMatMul,
-    bias: Option<Vec<f32>>,
-}
-
-impl Linear {
-    /// Reads `name.weight`, of (rows, columns), and `name.bias`, if there is one.
-    pub(super) fn read(head: &mut Head, name: &str, shape: (usize, usize)) -> Result<Self, LoadError> {
-        Ok(Self {
-            weight: head.matrix(&format!("{name}.weight"), shape)?,
-            bias: head.maybe_vector(&format!("{name}.bias"), shape.0)?,
-        })
-    }
-
-    /// A matrix with nothing added.
-    pub(super) fn plain(weight: QMatMul) -> Self {
-        Self { weight, bias: None }
-    }
-
-    /// The products of every row of `x` (rows of `columns` numbers).
-    pub(super) fn forward(&self, x: &[f32], columns: usize) -> candle_core::Result<Vec<f32>> {
-        self.forward_tensor(&tensor(x, columns)?)
-    }
-
-    fn forward_tensor(&self, x: &Tensor) -> candle_core::Result<Vec<f32>> {
-        let mut out = self.weight.forward(x)?.flatten_all()?.to_vec1::<f32>()?;
-        if let Some(bias) = &self.bias {
-            add(&mut out, bias);
-        }
-        Ok(out)
-    }
-}
-
-fn tensor(x: &[f32], columns: usize) -> candle_core::Result<Tensor> {
-    Tensor::from_slice(x, (x.len() / columns.max(1), columns), &Device::Cpu)
-}
+use crate::engine::embedded::linear::{Linear, tensor};
+use crate::engine::embedded::math::{Norm, add_scaled, bend, dot, gelu, silu, softmax};
 
 /// Queries, keys and values.
 #[derive(Clone, Debug)]
@@ -91,6 +51,15 @@ pub(super) struct Part<'a> {
     pub(super) kept: &'a mut Kept,
 }
 
+/// `name.weight`, of (rows, columns), and `name.bias`, if there is one.
+pub(super) fn linear(head: &mut Head, name: &str, shape: (usize, usize)) -> Result<Linear, LoadError> {
+    let weight = head.matrix(&format!("{name}.weight"), shape)?;
+    Ok(Linear::new(
+        weight,
+        head.maybe_vector(&format!("{name}.bias"), shape.0)?,
+    ))
+}
+
 /// A norm of a model, of `len` numbers.
 pub(super) fn norm(head: &mut Head, name: &str, len: usize, eps: f32) -> Result<Norm, LoadError> {
     let weight = head.vector(&format!("{name}.weight"), len)?;
@@ -114,21 +83,17 @@ impl Layer {
                 .transpose()
         };
         let qkv = if head.has(&name("attn_qkv.weight")) {
-            Qkv::Fused(Linear::read(
-                head,
-                &name("attn_qkv"),
-                (queries + 2 * kept, width),
-            )?)
+            Qkv::Fused(linear(head, &name("attn_qkv"), (queries + 2 * kept, width))?)
         } else {
             Qkv::Apart {
-                q: Linear::read(head, &name("attn_q"), (queries, width))?,
-                k: Linear::read(head, &name("attn_k"), (kept, width))?,
-                v: Linear::read(head, &name("attn_v"), (kept, width))?,
+                q: linear(head, &name("attn_q"), (queries, width))?,
+                k: linear(head, &name("attn_k"), (kept, width))?,
+                v: linear(head, &name("attn_v"), (kept, width))?,
             }
         };
         let gate = head
             .has(&name("ffn_gate.weight"))
-            .then(|| Linear::read(head, &name("ffn_gate"), (inner, width)))
+            .then(|| linear(head, &name("ffn_gate"), (inner, width)))
             .transpose()?;
         let up = if shape.family == Family::Phi3 {
             2 * inner
@@ -141,13 +106,13 @@ impl Layer {
             qkv,
             query_norm: maybe(head, "attn_q_norm", shape.head)?,
             key_norm: maybe(head, "attn_k_norm", shape.head)?,
-            out: Linear::read(head, &name("attn_output"), (width, queries))?,
+            out: linear(head, &name("attn_output"), (width, queries))?,
             after_attention: maybe(head, "post_attention_norm", width)?,
             feed_norm: maybe(head, "ffn_norm", width)?,
             feed: FeedForward {
                 gate,
-                up: Linear::read(head, &name("ffn_up"), (up, width))?,
-                down: Linear::read(head, &name("ffn_down"), (width, inner))?,
+                up: linear(head, &name("ffn_up"), (up, width))?,
+                down: linear(head, &name("ffn_down"), (width, inner))?,
             },
             after_feed: maybe(head, "post_ffw_norm", width)?,
             window: shape.window.filter(|_| windowed),

@@ -7,8 +7,8 @@ mod generate;
 mod head;
 mod kv;
 mod layer;
-mod math;
 mod prefix;
+mod rope;
 mod shape;
 mod spm;
 mod template;
@@ -16,11 +16,12 @@ mod tokenizer;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use llguidance::ParserFactory;
 
-use super::{LoadError, Loader, Size, TextGeneration, TextGenerator};
+use super::shared::Shared;
+use super::{LoadError, Loader, Size, TextGeneration, TextGenerator, workers};
 use crate::engine::provision::{Gguf, Need};
 use constraint::Grammars;
 use decoder::Decoder;
@@ -34,10 +35,6 @@ use vocabulary::Vocabulary;
 const CONTEXT: usize = 4096;
 /// Most sequences at the same time.
 const SEQUENCES: usize = 16;
-/// Most workers of a small model.
-const WORKERS: usize = 4;
-/// A model of more bytes is worth one worker: its passes are bound by memory, and each takes all rows with it.
-const SMALL: u64 = 64 << 20;
 /// What keys and values of all sequences may take at least, in bytes.
 const KEPT: u64 = 256 << 20;
 /// The program's own part: the tokenizer, grammars, and a layer's states.
@@ -54,18 +51,18 @@ pub struct GgufText {
     sequences: Option<usize>,
     thinking: bool,
     /// What workers that are there now share.
-    shared: Mutex<Weak<Shared>>,
+    shared: Shared<Common>,
 }
 
 /// What all workers of a model have in common.
-struct Shared {
+struct Common {
     weights: Arc<Weights>,
     grammars: Arc<ParserFactory>,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Common {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shared")
+        f.write_str("Common")
     }
 }
 
@@ -77,7 +74,7 @@ impl GgufText {
             context: None,
             sequences: None,
             thinking: false,
-            shared: Mutex::default(),
+            shared: Shared::default(),
         }
     }
 
@@ -109,20 +106,9 @@ impl GgufText {
     fn context(&self, trained: usize) -> usize {
         self.context.unwrap_or(CONTEXT).min(trained)
     }
-
-    /// Reads the file, or takes what another worker has read.
-    fn shared(&self) -> Result<Arc<Shared>, LoadError> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = shared.upgrade() {
-            return Ok(shared);
-        }
-        let read = Arc::new(Shared::read(self)?);
-        *shared = Arc::downgrade(&read);
-        Ok(read)
-    }
 }
 
-impl Shared {
+impl Common {
     fn read(of: &GgufText) -> Result<Self, LoadError> {
         let mut head = Head::open(&of.path)?;
         let tokenizer = Arc::new(Tokenizer::read(&head)?);
@@ -153,7 +139,7 @@ impl Loader<TextGenerator> for GgufText {
     }
 
     fn load(&self) -> Result<Box<dyn TextGeneration>, LoadError> {
-        let shared = self.shared()?;
+        let shared = self.shared.get(|| Common::read(self))?;
         let grammars = Grammars::new(Arc::clone(&shared.grammars));
         Ok(Box::new(Held {
             generator: Generator::new(Arc::clone(&shared.weights), grammars),
@@ -165,7 +151,7 @@ impl Loader<TextGenerator> for GgufText {
 /// A generator, and what it shares with others for as long as it is there.
 struct Held {
     generator: Generator,
-    _shared: Arc<Shared>,
+    _shared: Arc<Common>,
 }
 
 impl TextGeneration for Held {
@@ -192,7 +178,6 @@ fn size(path: &Path, of: &GgufText) -> Result<Size, LoadError> {
             .unwrap_or(SEQUENCES)
             .clamp(1, SEQUENCES)
     });
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let pass = generate::PASS as u64 * (facts.width * 24 + facts.vocabulary / 16) * FLOAT;
     Ok(Size {
         need: Need {
@@ -203,9 +188,6 @@ fn size(path: &Path, of: &GgufText) -> Result<Size, LoadError> {
             vram: Vec::new(),
         },
         batch,
-        workers: match weights {
-            0..SMALL => threads.min(WORKERS),
-            _ => 1,
-        },
+        workers: workers(weights),
     })
 }

@@ -1,8 +1,8 @@
-//! What a decoder does with rows of numbers beside products with its matrices.
+//! What models do with rows of numbers beside products with their matrices.
 
 use std::f32::consts::PI;
 
-use super::shape::Rope;
+use candle_core::cpu::erf::erf_f32;
 
 /// Numbers that are summed side by side, so that a processor can do them at once.
 const LANES: usize = 8;
@@ -86,6 +86,11 @@ pub(super) fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
 }
 
+/// `x` times the share of a normal distribution that lies below it.
+pub(super) fn gelu_exact(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf_f32(x / std::f32::consts::SQRT_2))
+}
+
 /// Keeps numbers below `cap`, in both directions.
 pub(super) fn bend(x: &mut [f32], cap: f32) {
     for x in x {
@@ -103,35 +108,5 @@ pub(super) fn softmax(x: &mut [f32]) {
     }
     for x in x {
         *x /= sum;
-    }
-}
-
-impl Rope {
-    /// Sine and cosine of each pair at a position.
-    pub(super) fn turns(&self, position: usize) -> Vec<(f32, f32)> {
-        self.steps
-            .iter()
-            .map(|step| (position as f32 * step).sin_cos())
-            .collect()
-    }
-
-    /// Turns heads of `len` numbers, all of one token.
-    pub(super) fn turn(&self, heads: &mut [f32], len: usize, turns: &[(f32, f32)]) {
-        for head in heads.chunks_exact_mut(len) {
-            let Some(turned) = head.get_mut(..self.dims) else {
-                continue;
-            };
-            if self.halves {
-                let (low, high) = turned.split_at_mut(self.dims / 2);
-                for ((a, b), (sin, cos)) in low.iter_mut().zip(high).zip(turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                }
-            } else {
-                let (pairs, _) = turned.as_chunks_mut::<2>();
-                for ([a, b], (sin, cos)) in pairs.iter_mut().zip(turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                }
-            }
-        }
     }
 }

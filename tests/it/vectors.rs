@@ -1,0 +1,353 @@
+//! Embedding models in this process: the models of `tests/it/vectors`, their golden vectors, and whole runs.
+
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use chainette::engine::embedded::{
+    BertEmbedding, Embedded, Loader as _, ModelError, PoolConfig, PoolError, Pools, TextEmbedder,
+};
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::harness::{Bench, Ran};
+use crate::parquet;
+
+const MODELS: [&str; 6] = [
+    "bert",
+    "bert_half",
+    "roberta",
+    "xlm_roberta",
+    "distilbert",
+    "mpnet",
+];
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/vectors")
+        .join(model)
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+/// What a model says to texts that come at the same time.
+fn embed(model: BertEmbedding, texts: &[String]) -> Vec<Result<Embedded, PoolError>> {
+    block_on(async {
+        let pools = Pools::new();
+        let pool = pools.add::<TextEmbedder>(PoolConfig::new("embedder"), Arc::new(model));
+        pools.start();
+        let answers = join_all(texts.iter().map(|text| pool.ask(text.clone()))).await;
+        pools.shutdown().await;
+        answers
+    })
+}
+
+/// What the reference implementation said to a text.
+struct Golden {
+    text: String,
+    tokens: usize,
+    vector: Vec<f32>,
+}
+
+fn golden(model: &str) -> Vec<Golden> {
+    let text = fs::read_to_string(folder(model).join("golden.json")).expect("it is there");
+    let rows: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    let read = |row: &Value| Golden {
+        text: row["text"].as_str().expect("a text").to_owned(),
+        tokens: row["tokens"].as_u64().expect("a count") as usize,
+        vector: numbers(&row["vector"]),
+    };
+    rows.iter().map(read).collect()
+}
+
+fn numbers(list: &Value) -> Vec<f32> {
+    let numbers = list.as_array().expect("a list").iter();
+    numbers.map(|x| x.as_f64().expect("a number") as f32).collect()
+}
+
+/// The largest difference between two vectors.
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn vectors_are_those_of_the_reference_implementation() {
+    for model in MODELS {
+        let golden = golden(model);
+        assert!(golden.len() >= 10, "{model}");
+        let texts: Vec<String> = golden.iter().map(|golden| golden.text.clone()).collect();
+        let together = embed(BertEmbedding::new(folder(model)), &texts);
+        let alone = embed(BertEmbedding::new(folder(model)).with_texts(1), &texts);
+        for ((golden, together), alone) in golden.iter().zip(together).zip(alone) {
+            let together = together.expect("a vector");
+            let far = apart(&together.vector, &golden.vector);
+            assert!(far < 1e-4, "{model}: {:?} is off by {far}", golden.text);
+            assert_eq!(together.tokens, golden.tokens, "{model}: {:?}", golden.text);
+            // Neighbours change nothing.
+            let far = apart(&together.vector, &alone.expect("a vector").vector);
+            assert!(
+                far < 1e-6,
+                "{model}: {:?} depends on others by {far}",
+                golden.text
+            );
+        }
+    }
+}
+
+#[test]
+fn a_text_that_is_too_long_is_an_error_of_its_own() {
+    let texts = ["short".to_owned(), "word ".repeat(200), "short".to_owned()];
+    let answers = embed(BertEmbedding::new(folder("bert")), &texts);
+    assert!(answers[0].is_ok() && answers[0] == answers[2]);
+    match &answers[1] {
+        Err(PoolError::Model(ModelError::TooLong { tokens, context })) => {
+            assert_eq!((*context, *tokens > 200), (64, true));
+        }
+        other => panic!("{other:?}"),
+    }
+    let fewer = embed(BertEmbedding::new(folder("bert")).with_context(4), &texts[..1]);
+    assert!(
+        matches!(
+            fewer[0],
+            Err(PoolError::Model(ModelError::TooLong { context: 4, .. }))
+        ),
+        "{fewer:?}"
+    );
+    // Of 100 positions two are no token's.
+    let long = "a".repeat(2000);
+    let most = embed(BertEmbedding::new(folder("roberta")), &[long]);
+    assert!(
+        matches!(
+            most[0],
+            Err(PoolError::Model(ModelError::TooLong { context: 98, .. }))
+        ),
+        "{most:?}"
+    );
+}
+
+#[test]
+fn its_size_is_known_before_it_is_loaded() {
+    let size = |model: &str| BertEmbedding::new(folder(model)).size().expect("a size");
+    // 16 bits a number in the file are 32 when it is computed with.
+    let numbers = |model: &str| {
+        fs::metadata(folder(model).join("model.safetensors"))
+            .expect("it is there")
+            .len()
+    };
+    assert!(numbers("bert_half") < numbers("bert") * 2 / 3);
+    assert_eq!(size("bert").need.vram, []);
+    assert!(size("bert").need.ram > numbers("bert"));
+    assert!(size("bert").need.ram.abs_diff(size("bert_half").need.ram) < 4096);
+    assert_eq!(
+        BertEmbedding::new(folder("bert"))
+            .with_texts(7)
+            .size()
+            .map(|size| size.batch),
+        Ok(7)
+    );
+}
+
+/// A copy of a model, with what is done to it.
+fn damaged(model: &str, damage: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    copy_folder(&folder(model), copy.path());
+    damage(copy.path());
+    copy
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("it can be made");
+    for entry in fs::read_dir(from).expect("it can be read") {
+        let path = entry.expect("an entry").path();
+        let to = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy_folder(&path, &to),
+            false => drop(fs::copy(&path, &to).expect("it can be copied")),
+        }
+    }
+}
+
+/// Changes one key of a JSON file.
+fn set(folder: &Path, file: &str, key: &str, value: Value) {
+    let path = folder.join(file);
+    let mut settings: Value = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
+    *settings
+        .pointer_mut(key)
+        .unwrap_or_else(|| panic!("{file} has {key}")) = value;
+    fs::write(&path, settings.to_string()).expect("it can be written");
+}
+
+#[test]
+fn what_is_wrong_with_a_folder_is_told() {
+    type Damage = Box<dyn FnOnce(&Path)>;
+    let remove = |file: &'static str| -> Damage {
+        Box::new(move |at| fs::remove_file(at.join(file)).expect("it can be removed"))
+    };
+    let write = |file: &'static str, text: &'static str| -> Damage {
+        Box::new(move |at| fs::write(at.join(file), text).expect("it can be written"))
+    };
+    let change = |file: &'static str, key: &'static str, value: Value| -> Damage {
+        Box::new(move |at| set(at, file, key, value))
+    };
+    let cases: Vec<(&str, Damage)> = vec![
+        ("bert", remove("config.json")),
+        ("bert", write("config.json", "{")),
+        ("bert", change("config.json", "/model_type", json!("llama"))),
+        ("bert", change("config.json", "/hidden_size", json!(25))),
+        ("bert", change("config.json", "/hidden_size", json!(48))),
+        ("bert", change("config.json", "/hidden_act", json!("mish"))),
+        (
+            "bert",
+            change("config.json", "/max_position_embeddings", json!(10)),
+        ),
+        ("bert", change("config.json", "/num_hidden_layers", json!(3))),
+        ("bert", remove("tokenizer.json")),
+        ("bert", write("tokenizer.json", "{}")),
+        ("bert", remove("model.safetensors")),
+        ("bert", write("model.safetensors", "weights")),
+        (
+            "bert",
+            Box::new(|at| {
+                let path = at.join("model.safetensors");
+                let whole = fs::read(&path).expect("it is there");
+                fs::write(&path, &whole[..whole.len() - 100]).expect("it can be written");
+            }),
+        ),
+        ("xlm_roberta", remove("model-00002-of-00002.safetensors")),
+        (
+            "bert",
+            change(
+                "modules.json",
+                "/1/type",
+                json!("sentence_transformers.models.LSTM"),
+            ),
+        ),
+        ("bert", change("modules.json", "/1/path", json!("../1_Pooling"))),
+        ("bert", write("modules.json", "[]")),
+        ("bert", remove("1_Pooling/config.json")),
+        (
+            "bert",
+            write("1_Pooling/config.json", "{\"pooling_mode\": \"sum\"}"),
+        ),
+        ("bert", write("1_Pooling/config.json", "{}")),
+        ("bert_half", remove("2_Dense/model.safetensors")),
+        (
+            "bert_half",
+            change("2_Dense/config.json", "/in_features", json!(12)),
+        ),
+        (
+            "bert_half",
+            change(
+                "config_sentence_transformers.json",
+                "/default_prompt_name",
+                json!("ask"),
+            ),
+        ),
+    ];
+    let mut told = String::new();
+    for (model, damage) in cases {
+        let copy = damaged(model, damage);
+        let answer = embed(BertEmbedding::new(copy.path()), &["x".to_owned()]).remove(0);
+        let error = answer.expect_err("it is damaged");
+        assert!(matches!(error, PoolError::Load(_)), "{error:?}");
+        told += &format!("{error}\n").replace(&copy.path().display().to_string(), "[dir]");
+    }
+    insta::assert_snapshot!(told);
+}
+
+/// A chain whose rows become vectors of a model.
+fn chain(model: &Path) -> Value {
+    json!({
+        "name": "vectors",
+        "engines": {"e": {"backend": "embedded", "model": model}},
+        "steps": [{"id": "vec", "engine": "e", "task": "embed", "input": "{{ text }}"}],
+    })
+}
+
+fn told(ran: &Ran) -> Vec<String> {
+    let errors = ran.errors();
+    let line = |e: &Value| format!("{} {} {}", e["row_id"], e["kind"], e["message"]);
+    errors.iter().map(line).collect()
+}
+
+#[test]
+fn rows_of_a_run_become_vectors() {
+    let golden = golden("bert");
+    let mut rows: String = golden
+        .iter()
+        .map(|golden| format!("{}\n", json!({"text": golden.text})))
+        .collect();
+    rows += &format!("{}\n", json!({"text": "long ".repeat(100)}));
+    let bench = Bench::new(&chain(&folder("bert")).to_string(), rows);
+    let ran = bench.run(&[]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert_eq!(ran.lines("vec").len(), golden.len());
+    for (row, golden) in ran.values("vec").iter().zip(&golden) {
+        assert!(apart(&numbers(&row["embedding"]), &golden.vector) < 1e-4, "{row}");
+    }
+    let tokens: usize = golden.iter().map(|golden| golden.tokens).sum();
+    assert_eq!(ran.metadata()["nodes"]["vec"]["prompt_tokens"], tokens);
+    insta::assert_snapshot!(
+        told(&ran).join("\n"),
+        @r#""12" "context_length" "the text has 302 tokens, and the model takes 64; cut it before this Step, or take a model for longer texts""#
+    );
+    // The same bytes in another run, whoever shares a pass with whom.
+    let lines = ran.lines("vec");
+    let again = bench.run(&["--overwrite", "--batch-size", "3"]);
+    assert_eq!((again.code, again.lines("vec")), (3, lines), "{}", again.stderr);
+    let ran = parquet::run(&bench, &["--overwrite"]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    let shard = &parquet::batches(&parquet::shards(&ran.out, "vec")[0])[0];
+    let kind = shard
+        .schema()
+        .field_with_name("embedding")
+        .expect("it")
+        .data_type()
+        .clone();
+    assert!(
+        matches!(&kind, DataType::FixedSizeList(item, 24) if *item.data_type() == DataType::Float32),
+        "{kind}"
+    );
+}
+
+#[test]
+fn an_engine_is_asked_only_for_what_its_model_does() {
+    let rows = "{\"text\":\"x\"}\n";
+    let reviews = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/reviews.gguf");
+    let mut asks = chain(&folder("bert"));
+    asks["steps"][0] = json!({"id": "say", "engine": "e", "user_prompt": "{{ text }}"});
+    let mut seen = String::new();
+    let empty = tempfile::tempdir().expect("a folder");
+    for chain in [chain(&reviews), asks, chain(empty.path())] {
+        let bench = Bench::new(&chain.to_string(), rows);
+        let ran = bench.run(&[]);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        assert!(!ran.out.exists());
+        seen += &format!("{}\n", ran.stderr);
+    }
+    let seen = seen
+        .replace(env!("CARGO_MANIFEST_DIR"), "[repo]")
+        .replace(&empty.path().display().to_string(), "[dir]");
+    insta::assert_snapshot!(seen);
+}
+
+#[test]
+fn what_will_be_asked_is_shown_before() {
+    let bench = Bench::new(
+        &chain(&folder("mpnet")).to_string(),
+        "{\"text\":\"a \\\"b\\\"\"}\n",
+    );
+    let ran = bench.run(&["--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let all = ran.stdout.replace(env!("CARGO_MANIFEST_DIR"), "[repo]");
+    insta::assert_snapshot!(all);
+}
