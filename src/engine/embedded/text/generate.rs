@@ -315,15 +315,16 @@ impl Sequence {
         };
         self.told.reasoning = Some(thoughts.trim().to_owned());
         self.thinks = false;
+        if self.constraint.is_some() {
+            // As the model would go on, if it were let.
+            self.accept(&tokenizer.going_on("\n\n"), tokenizer);
+        }
+        // What the answer begins with is looked at anew.
         (self.watch, self.ran) = (Watch::default(), None);
         self.bytes.clear();
         if self.constraint.is_none() {
             self.bytes.extend_from_slice(answer.as_bytes());
-            return Ok(());
         }
-        // As the model would go on, if it were let.
-        self.accept(&tokenizer.going_on("\n\n"), tokenizer);
-        self.bytes.clear();
         self.take_forced(tokenizer)
     }
 
