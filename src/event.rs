@@ -266,7 +266,7 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// How many requests an engine came to have in flight.
+/// How many requests an engine came to have in flight, and what its models did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Its name.
@@ -281,6 +281,36 @@ pub struct EngineStats {
     pub reason: String,
     /// Times that the engine wanted less; a wave of refusals is one.
     pub push_backs: u64,
+    /// What its models did, if they are in this process.
+    pub models: Option<ModelStats>,
+}
+
+/// What the models of an engine in this process did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelStats {
+    /// How often one was loaded.
+    pub loads: u64,
+    /// Time of that, all together.
+    pub loading: Duration,
+    /// Most workers at the same time, each with a model.
+    pub workers: u64,
+    /// Time that workers were at work, all together.
+    pub busy: Duration,
+    /// Panics, after each of which a model was loaded anew.
+    pub panics: u64,
+    /// Tokens of prompts that were not worked on again: earlier prompts began with them.
+    pub reused_tokens: u64,
+}
+
+impl std::ops::AddAssign for ModelStats {
+    fn add_assign(&mut self, other: Self) {
+        self.loads += other.loads;
+        self.loading += other.loading;
+        self.workers += other.workers;
+        self.busy += other.busy;
+        self.panics += other.panics;
+        self.reused_tokens += other.reused_tokens;
+    }
 }
 
 /// The sums of a run.
@@ -300,7 +330,7 @@ pub struct RunStats {
     pub answers_reused: u64,
     /// How often engines took the place of others that they do not fit beside.
     pub switches: u64,
-    /// What became of the concurrency of each engine.
+    /// What became of the concurrency of each engine, and what models in this process did.
     pub engines: Vec<EngineStats>,
     /// Seconds of this process.
     pub seconds: f64,

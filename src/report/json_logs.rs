@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::say;
-use crate::event::{EngineStats, Event, Exchange, Progress, Report, Resumption, RunStats};
+use crate::event::{EngineStats, Event, Exchange, ModelStats, Progress, Report, Resumption, RunStats};
 use crate::run::rfc3339;
 
 /// Writes every event as a JSON line.
@@ -149,7 +149,7 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
             "rows_resumed": rows_resumed,
             "answers_reused": answers_reused,
             "switches": switches,
-            "engines": engines.iter().map(concurrency).collect::<Vec<_>>(),
+            "engines": engines.iter().map(engine).collect::<Vec<_>>(),
             "seconds": seconds,
             "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens},
         }),
@@ -163,10 +163,21 @@ pub fn json_line(at: SystemTime, event: &Event) -> Value {
     Value::Object(line)
 }
 
-/// What became of an engine's concurrency.
-fn concurrency(stats: &EngineStats) -> Value {
-    json!({
+/// What became of an engine's concurrency, and what its models did in this process.
+fn engine(stats: &EngineStats) -> Value {
+    let mut engine = json!({
         "engine": stats.engine, "concurrency": stats.limit, "least": stats.least, "most": stats.most,
         "reason": stats.reason, "push_backs": stats.push_backs,
+    });
+    if let (Some(models), Some(engine)) = (&stats.models, engine.as_object_mut()) {
+        engine.insert("models".into(), did(models));
+    }
+    engine
+}
+
+fn did(models: &ModelStats) -> Value {
+    json!({
+        "loads": models.loads, "loading_seconds": models.loading.as_secs_f64(), "workers": models.workers,
+        "busy_seconds": models.busy.as_secs_f64(), "panics": models.panics, "reused_tokens": models.reused_tokens,
     })
 }

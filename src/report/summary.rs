@@ -3,7 +3,7 @@
 use super::style::{Style, Tint};
 use super::table::{Column, draw, total_width};
 use super::text::{duration, row_time, thousands};
-use crate::event::{RunState, RunStats, counted};
+use crate::event::{ModelStats, RunState, RunStats, counted};
 use crate::run::{Counts, NodeCounts, Times};
 
 /// A table of nodes with their fates and times, and a line of sums; two tables where one is too wide for a
@@ -40,9 +40,41 @@ pub fn summary(
             engine.engine, engine.least, engine.most, engine.limit, engine.reason
         );
     }
+    for engine in &stats.engines {
+        if let Some(models) = engine.models.filter(|models| models.loads > 0) {
+            out += &format!("engine {}: {}\n", engine.engine, did(&models, stats.seconds));
+        }
+    }
     out += &sums(stats, times, style);
     out.push('\n');
     out
+}
+
+/// `model loaded in 0.4 s, 2 workers busy 87% of the run, 12,340 prompt tokens reused`.
+fn did(models: &ModelStats, seconds: f64) -> String {
+    let loading = match models.loading.as_secs_f64() {
+        seconds @ ..0.95 => format!("{:.0} ms", seconds * 1e3),
+        seconds => duration(seconds),
+    };
+    let mut parts = vec![match models.loads {
+        1 => format!("model loaded in {loading}"),
+        n => format!("model loaded {} in {loading}", counted(n, "time")),
+    }];
+    // What a worker has to do is over with the run, or a little later if the run was stopped.
+    let most = seconds * models.workers as f64;
+    let share = (models.busy.as_secs_f64() / most.max(f64::EPSILON)).min(1.0);
+    let workers = counted(models.workers, "worker");
+    parts.push(format!("{workers} busy {:.0}% of the run", share * 100.0));
+    if models.reused_tokens > 0 {
+        parts.push(format!(
+            "{} prompt tokens reused",
+            thousands(models.reused_tokens)
+        ));
+    }
+    if models.panics > 0 {
+        parts.push(counted(models.panics, "panic"));
+    }
+    parts.join(", ")
 }
 
 /// One of a node's counts.

@@ -59,7 +59,6 @@ const OF_SERVERS: &[&str] = &[
     "gpu_memory_utilization",
     "max_model_len",
     "tensor_parallel_size",
-    "reasoning",
     "reasoning_parser",
     "deterministic",
 ];

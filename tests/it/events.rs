@@ -18,7 +18,8 @@ fn events(bench: &Bench, extra: &[&str]) -> (i32, Vec<Value>) {
     (ran.code, checked(&ran.stderr))
 }
 
-fn checked(stderr: &str) -> Vec<Value> {
+/// The events in a text, each checked against the schema.
+pub fn checked(stderr: &str) -> Vec<Value> {
     let schema: Value = serde_json::from_str(events_schema()).expect("the schema is JSON");
     let schema = jsonschema::validator_for(&schema).expect("the schema is one");
     let lines = stderr.lines().map(|line| {

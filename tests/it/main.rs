@@ -34,6 +34,10 @@ mod editing;
 mod embed;
 #[cfg(feature = "embedded")]
 mod embedded;
+#[cfg(feature = "embedded")]
+mod embedded_shown;
+#[cfg(feature = "embedded")]
+mod embedded_thinking;
 mod embed_runs;
 mod engine;
 mod engine_commands;

@@ -12,6 +12,8 @@ mod memory;
 mod orders;
 pub mod pace;
 mod place;
+#[cfg(feature = "embedded")]
+mod pooled;
 mod queue;
 pub mod rate;
 pub mod stage;
@@ -416,9 +418,12 @@ impl Broker {
         lock(&self.retrying).clone()
     }
 
-    /// What became of the concurrency of each engine.
+    /// What became of the concurrency of each engine, and what models in this process did.
     pub fn paces(&self) -> Vec<EngineStats> {
-        self.gates.iter().map(|gate| gate.pace()).collect()
+        let stats = self.gates.iter().map(|gate| gate.pace());
+        #[cfg(feature = "embedded")]
+        let stats = stats.map(|stats| pooled::stats(&self.pools, stats));
+        stats.collect()
     }
 
     /// What every engine is doing.
@@ -427,6 +432,8 @@ impl Broker {
             parked: self.stage.as_ref().map_or(0, |stage| stage.rows(EngineIx(ix))),
             ..gate.load()
         });
+        #[cfg(feature = "embedded")]
+        let loads = loads.map(|load| pooled::load(&self.pools, load));
         loads.collect()
     }
 

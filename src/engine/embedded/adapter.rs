@@ -39,13 +39,16 @@ pub(in crate::engine) fn task_of(path: &Path) -> Task {
 pub(in crate::engine) fn size(spec: &EngineSpec, path: &Path) -> Result<Size, LoadError> {
     match task_of(path) {
         Task::Generate => writer(spec, path).size(),
+        Task::Embed if spec.reasoning == Some(true) => Err(LoadError::new(
+            "it is a folder, and those embed texts and do not think\n  leave out `reasoning`",
+        )),
         Task::Embed => embedder(spec, path).size(),
     }
 }
 
 /// The text generator that an engine declares, in a file.
 fn writer(spec: &EngineSpec, path: &Path) -> GgufText {
-    let mut model = GgufText::new(path);
+    let mut model = GgufText::new(path).with_thinking(spec.reasoning == Some(true));
     if let Some(tokens) = spec.context {
         model = model.with_context(tokens as usize);
     }
@@ -81,6 +84,8 @@ struct Prepared<C: Capability> {
     make: Make<C>,
     /// The model of the path that was found.
     model: Mutex<Option<(PathBuf, Source<C>)>>,
+    /// What its preparation is at, where that was worth telling.
+    doing: Mutex<Option<String>>,
 }
 
 impl<C: Capability> Prepared<C> {
@@ -96,10 +101,12 @@ impl<C: Capability> Prepared<C> {
                 return ControlFlow::Break(());
             }
             if !news.is_empty() {
+                *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = Some(news.to_owned());
                 self.events.send(starting(&self.spec.name, 0, news.to_owned()));
             }
             ControlFlow::Continue(())
         });
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let path = prepared
             .map_err(LoadError::new)?
             .model_path
@@ -121,6 +128,10 @@ impl<C: Capability> Loader<C> for Prepared<C> {
 
     fn load(&self) -> Result<Box<C::Model>, LoadError> {
         self.model()?.load()
+    }
+
+    fn doing(&self) -> Option<String> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -182,6 +193,7 @@ impl Making<'_> {
             stop: self.stop.clone(),
             make,
             model: Mutex::default(),
+            doing: Mutex::default(),
         });
         let (name, events) = (spec.name.clone(), self.events.clone());
         Pool::new(config, loader, self.memory.clone(), move |news| {
@@ -260,6 +272,9 @@ impl InProcess {
             identity.update(part.as_bytes());
         }
         identity.update(spec.launch.identity().as_bytes());
+        if spec.reasoning == Some(true) {
+            identity.update(b" reasoning");
+        }
         Self { identity, models }
     }
 
@@ -292,7 +307,7 @@ impl Models {
             .map_err(|error| fault(error, Task::Generate))?;
         Ok(Reply {
             text: reply.text,
-            reasoning: None,
+            reasoning: reply.reasoning,
             finish: match reply.ending {
                 Ending::Done => Finish::Stop,
                 Ending::Cut => Finish::Length,

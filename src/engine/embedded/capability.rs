@@ -21,6 +21,11 @@ pub trait Capability: Sized + 'static {
 
     /// Answers a batch. What is left without an answer when it returns has failed.
     fn answer(model: &mut Self::Model, batch: &mut Batch<Self>);
+
+    /// Tokens of the request that were not worked on again for a reply: earlier requests began with them.
+    fn reused_tokens(_reply: &Self::Reply) -> u64 {
+        0
+    }
 }
 
 /// Where a pool's workers get their models from. Both calls block as long as they must.
@@ -36,6 +41,12 @@ pub trait Loader<C: Capability>: Send + Sync {
     /// # Errors
     /// Why it cannot.
     fn load(&self) -> Result<Box<C::Model>, LoadError>;
+
+    /// What [`Loader::size`] is at while it takes long, in a few words: `fetching FILE: 12 MB of 80 MB`. None: nothing
+    /// worth telling.
+    fn doing(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a worker takes.
@@ -140,6 +151,10 @@ impl Capability for TextGenerator {
     fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
         model.generate(batch);
     }
+
+    fn reused_tokens(reply: &Generated) -> u64 {
+        reply.reused_tokens as u64
+    }
 }
 
 /// What a text generator is asked.
@@ -202,6 +217,8 @@ pub enum Ending {
 pub struct Generated {
     /// The text.
     pub text: String,
+    /// What the model thought before that, if it was to think.
+    pub reasoning: Option<String>,
     /// Why it ended.
     pub ending: Ending,
     /// Tokens of the prompt.
@@ -402,6 +419,10 @@ impl Capability for Describer {
 
     fn answer(model: &mut Self::Model, batch: &mut Batch<Self>) {
         model.describe(batch);
+    }
+
+    fn reused_tokens(reply: &Generated) -> u64 {
+        reply.reused_tokens as u64
     }
 }
 

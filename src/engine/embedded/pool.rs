@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{Failure, Job};
 use super::capability::{Capability, LoadError, Loader, ModelError, Size};
-use super::queue::{Metrics, Queue};
+use super::queue::{Coming, Metrics, Queue};
 use super::worker::{Loaded, Told, Worker};
 use crate::engine::broker::{Booking, Eviction, MemoryLedger, Resident};
 use crate::engine::provision::bytes;
@@ -218,6 +218,30 @@ impl<C: Capability> Pool<C> {
         self.0.queue.metrics()
     }
 
+    /// The pool's name.
+    pub fn name(&self) -> &str {
+        &self.0.config.name
+    }
+
+    /// Whether any of its models works on requests.
+    pub fn is_at_work(&self) -> bool {
+        self.0.queue.is_at_work()
+    }
+
+    /// What is done about a model while requests wait and there is none: `loading its model`. None once there is one.
+    pub fn absent(&self) -> Option<String> {
+        let coming = self.0.queue.coming()?;
+        Some(match coming {
+            Coming::Prepared => self
+                .0
+                .loader
+                .doing()
+                .unwrap_or_else(|| "being prepared".to_owned()),
+            Coming::Booked => "waiting for room in memory".to_owned(),
+            Coming::Loaded => "loading its model".to_owned(),
+        })
+    }
+
     /// Takes no more requests, gives those under way a few seconds, and lets all models go. [`Pool::tend`] returns when
     /// that is done.
     pub fn close(&self) {
@@ -309,6 +333,7 @@ impl<'a, C: Capability> Crew<'a, C> {
             () = self.pool.stop.cancelled() => return Err(Begun::Stopped),
             size = looked => size,
         };
+        self.pool.queue.is_coming(Coming::Booked);
         let bug = |_| Begun::Failed(LoadError::new("its files cannot be looked at: a bug of ours"));
         let size = size.map_err(bug)?.map_err(Begun::Failed)?;
         let booking = tokio::select! {
@@ -365,6 +390,7 @@ impl<'a, C: Capability> Crew<'a, C> {
         let Some(size) = self.size.clone() else {
             return Err(Begun::Stopped);
         };
+        self.pool.queue.is_coming(Coming::Loaded);
         (self.pool.hear)(PoolNews::Loading {
             worker: self.threads.len(),
         });

@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use super::capability::{Capability, Loader};
 use super::pool::{Pool, PoolConfig, PoolNews};
+use super::queue::Metrics;
 use crate::engine::broker::{Budget, MemoryLedger};
 use crate::engine::provision::Machine;
 use crate::spec::Resources;
@@ -52,6 +53,14 @@ pub(in crate::engine) trait Tended: Send + Sync {
     fn tend(&self) -> BoxFuture<'static, ()>;
     /// See [`Pool::close`].
     fn close(&self);
+    /// See [`Pool::name`]: that of its engine.
+    fn name(&self) -> &str;
+    /// See [`Pool::is_at_work`].
+    fn is_at_work(&self) -> bool;
+    /// See [`Pool::absent`].
+    fn absent(&self) -> Option<String>;
+    /// See [`Pool::metrics`].
+    fn metrics(&self) -> Metrics;
 }
 
 impl std::fmt::Debug for dyn Tended {
@@ -68,6 +77,22 @@ impl<C: Capability> Tended for Pool<C> {
 
     fn close(&self) {
         Pool::close(self);
+    }
+
+    fn name(&self) -> &str {
+        Pool::name(self)
+    }
+
+    fn is_at_work(&self) -> bool {
+        Pool::is_at_work(self)
+    }
+
+    fn absent(&self) -> Option<String> {
+        Pool::absent(self)
+    }
+
+    fn metrics(&self) -> Metrics {
+        Pool::metrics(self)
     }
 }
 

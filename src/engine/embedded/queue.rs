@@ -28,6 +28,20 @@ pub struct Metrics {
     pub busy: Duration,
     /// Time that loads took.
     pub loading: Duration,
+    /// Tokens of requests that were not worked on again: earlier requests began with them.
+    pub reused_tokens: u64,
+}
+
+/// What is done about a model that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// Its files are fetched and looked at.
+    #[default]
+    Prepared,
+    /// There is no room for it.
+    Booked,
+    /// It is loaded.
+    Loaded,
 }
 
 /// Requests that wait for a model.
@@ -48,6 +62,12 @@ struct State<C: Capability> {
     ready: usize,
     /// Of those, at work.
     busy: usize,
+    /// Since when so many are: the time before is in the metrics.
+    busy_since: Instant,
+    /// Of those with a model, they load it anew after a panic.
+    anew: usize,
+    /// What is done about the first model.
+    coming: Coming,
     /// Workers are to end.
     retired: bool,
     /// No more requests are taken.
@@ -58,6 +78,26 @@ struct State<C: Capability> {
     metrics: Metrics,
 }
 
+impl<C: Capability> State<C> {
+    /// So many workers are at work from now on.
+    fn at_work(&mut self, busy: usize) {
+        let now = Instant::now();
+        self.metrics.busy += busy_time(self.busy, now.saturating_duration_since(self.busy_since));
+        (self.busy, self.busy_since) = (busy, now);
+    }
+
+    /// A model was loaded.
+    fn loaded(&mut self, took: Duration) {
+        self.metrics.loads += 1;
+        self.metrics.loading += took;
+    }
+}
+
+/// The time that so many workers were at work.
+fn busy_time(workers: usize, each: Duration) -> Duration {
+    each.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX))
+}
+
 impl<C: Capability> Queue<C> {
     pub(super) fn new(places: usize, request_timeout: Duration) -> Self {
         Self {
@@ -65,6 +105,9 @@ impl<C: Capability> Queue<C> {
                 waiting: VecDeque::new(),
                 ready: 0,
                 busy: 0,
+                busy_since: Instant::now(),
+                anew: 0,
+                coming: Coming::default(),
                 retired: false,
                 closed: false,
                 cut: false,
@@ -119,8 +162,7 @@ impl<C: Capability> Queue<C> {
         let mut state = self.lock();
         state.ready += 1;
         state.idle_since = Instant::now();
-        state.metrics.loads += 1;
-        state.metrics.loading += took;
+        state.loaded(took);
         state.metrics.most_workers = state.metrics.most_workers.max(state.ready);
     }
 
@@ -146,7 +188,8 @@ impl<C: Capability> Queue<C> {
                 if job.answer.is_closed() {
                     continue;
                 }
-                state.busy += 1;
+                let busy = state.busy + 1;
+                state.at_work(busy);
                 let more = !state.waiting.is_empty();
                 drop(state);
                 if more {
@@ -176,10 +219,10 @@ impl<C: Capability> Queue<C> {
     }
 
     /// A worker has done its batch.
-    pub(super) fn rest(&self, worked: Duration) {
+    pub(super) fn rest(&self) {
         let mut state = self.lock();
-        state.busy -= 1;
-        state.metrics.busy += worked;
+        let busy = state.busy - 1;
+        state.at_work(busy);
         if state.busy == 0 {
             state.idle_since = Instant::now();
         }
@@ -188,17 +231,55 @@ impl<C: Capability> Queue<C> {
     pub(super) fn answered(&self, reply: &Result<C::Reply, ModelError>) {
         let metrics = &mut self.lock().metrics;
         match reply {
-            Ok(_) => metrics.answered += 1,
+            Ok(reply) => {
+                metrics.answered += 1;
+                metrics.reused_tokens += C::reused_tokens(reply);
+            }
             Err(_) => metrics.failed += 1,
         }
     }
 
+    /// A worker's model panicked, and is loaded anew.
     pub(super) fn panicked(&self) {
-        self.lock().metrics.panics += 1;
+        let mut state = self.lock();
+        state.metrics.panics += 1;
+        state.anew += 1;
+    }
+
+    /// That is over; how long it took if the model is there again.
+    pub(super) fn came_anew(&self, took: Option<Duration>) {
+        let mut state = self.lock();
+        state.anew -= 1;
+        if let Some(took) = took {
+            state.loaded(took);
+        }
+    }
+
+    /// What is done about the first model from now on.
+    pub(super) fn is_coming(&self, coming: Coming) {
+        self.lock().coming = coming;
+    }
+
+    /// Whether any worker has requests.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.lock().busy > 0
+    }
+
+    /// What is done about a model while requests wait and there is none.
+    pub(super) fn coming(&self) -> Option<Coming> {
+        let state = self.lock();
+        match state.anew {
+            _ if state.waiting.is_empty() || state.ready > state.anew => None,
+            0 => Some(state.coming),
+            _ => Some(Coming::Loaded),
+        }
     }
 
     pub(super) fn metrics(&self) -> Metrics {
-        self.lock().metrics.clone()
+        let state = self.lock();
+        let mut metrics = state.metrics.clone();
+        metrics.busy += busy_time(state.busy, state.busy_since.elapsed());
+        metrics
     }
 
     /// Since when nobody has used the model; none while somebody does.
@@ -233,7 +314,9 @@ impl<C: Capability> Queue<C> {
 
     /// There may be workers again.
     pub(super) fn revive(&self) {
-        self.lock().retired = false;
+        let mut state = self.lock();
+        state.retired = false;
+        state.coming = Coming::default();
     }
 
     /// Takes no more requests; those that wait get none of an answer.

@@ -71,18 +71,20 @@ impl<C: Capability> Worker<C> {
         };
         let mut end = None;
         while let Some(first) = self.queue.next() {
-            let began = Instant::now();
             let mut batch = Batch::new(first, self.size.batch, Arc::clone(&self.queue));
             let done = catch_unwind(AssertUnwindSafe(|| C::answer(&mut model, &mut batch)));
             let panic = done.err().map(|panic| words(&*panic));
             self.settle(batch, panic.as_deref());
-            self.queue.rest(began.elapsed());
+            self.queue.rest();
             if let Some(why) = panic {
                 self.queue.panicked();
                 self.tell(Told::Panicked(why));
                 // What is left of the model after that is not to be trusted.
                 drop(model);
-                match self.load() {
+                let loaded = self.load();
+                let took = loaded.as_ref().ok().map(|(_, took)| *took);
+                self.queue.came_anew(took);
+                match loaded {
                     Ok((anew, _)) => model = anew,
                     Err(error) => {
                         end = Some(error);

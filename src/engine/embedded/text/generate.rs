@@ -9,7 +9,7 @@ use super::constraint::{Constraint, Grammars};
 use super::decoder::{Decoder, Feed};
 use super::kv::Kept;
 use super::prefix::Prefixes;
-use super::template::Template;
+use super::template::{CLOSE, Template};
 use super::tokenizer::Tokenizer;
 use crate::engine::embedded::{
     Batch, Ending, Generate, Generated, ModelError, TextGeneration, TextGenerator,
@@ -49,6 +49,8 @@ struct Sequence {
     ran: Option<usize>,
     chooser: Chooser,
     constraint: Option<Constraint>,
+    /// What comes is still a thought: the answer begins after [`CLOSE`], and only that has a schema and texts that end it.
+    thinks: bool,
     stop: Vec<String>,
     /// Tokens of the reply that there is still room for.
     left: usize,
@@ -80,7 +82,7 @@ impl Generator {
                 context: weights.context,
             });
         }
-        let mut constraint = request
+        let constraint = request
             .schema
             .as_ref()
             .map(|schema| self.grammars.constraint(schema))
@@ -121,13 +123,12 @@ impl Generator {
                 reused_tokens: reused,
                 ..Generated::default()
             },
-            constraint: None,
+            constraint,
+            thinks: weights.template.thinks(),
         };
-        if let Some(constraint) = &mut constraint {
-            let forced = constraint.forced()?;
-            sequence.accept(&forced, &weights.tokenizer);
+        if !sequence.thinks {
+            sequence.take_forced(&weights.tokenizer)?;
         }
-        sequence.constraint = constraint;
         Ok(sequence)
     }
 
@@ -252,6 +253,9 @@ impl Sequence {
 
     /// Where one of the texts begins that end it.
     fn stops(&self) -> Option<usize> {
+        if self.thinks {
+            return None;
+        }
         let found = |stop: &String| memchr::memmem::find(&self.bytes, stop.as_bytes());
         self.stop
             .iter()
@@ -264,30 +268,79 @@ impl Sequence {
     fn next(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Option<Ending>, ModelError> {
         // Weights may be padded with tokens that there are not.
         let logits = logits.get(..tokenizer.vocabulary.len()).unwrap_or(logits);
-        let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
+        let constraint = self.constraint.as_mut().filter(|_| !self.thinks);
+        let allowed = constraint.map(Constraint::allowed).transpose()?;
         let Some(token) = self.chooser.choose(logits, allowed.as_ref()) else {
             return Err(ModelError::Failed(
                 "the model has no token to go on with".to_owned(),
             ));
         };
-        if tokenizer.vocabulary.ends.contains(&token) {
+        let ends = tokenizer.vocabulary.ends.contains(&token);
+        if self.thinks {
+            self.think(token, ends, tokenizer)?;
+            return Ok(self.is_over());
+        }
+        if ends {
             return Ok(Some(Ending::Done));
         }
         self.accept(&[token], tokenizer);
         if let Some(constraint) = &mut self.constraint {
             constraint.take(token)?;
-            let forced = constraint.forced()?;
-            self.accept(&forced, tokenizer);
+            self.take_forced(tokenizer)?;
         }
         Ok(self.is_over())
+    }
+
+    /// Takes what the schema leaves no choice about.
+    fn take_forced(&mut self, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+        let forced = self.constraint.as_mut().map(Constraint::forced).transpose()?;
+        self.accept(&forced.unwrap_or_default(), tokenizer);
+        Ok(())
+    }
+
+    /// Takes a token of a thought. Where the model says that it has thought enough, or would end its reply, the answer begins.
+    fn think(&mut self, token: u32, ends: bool, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+        if ends {
+            self.accept(&tokenizer.going_on(&format!("\n{CLOSE}")), tokenizer);
+        } else {
+            self.accept(&[token], tokenizer);
+        }
+        let text = String::from_utf8_lossy(&self.bytes);
+        // Where the mark is a sign of the model, it has no text.
+        let is_sign = ends || tokenizer.vocabulary.text(token) == CLOSE;
+        let (thoughts, answer) = match text.split_once(CLOSE) {
+            Some((thoughts, answer)) => (thoughts, answer.to_owned()),
+            None if is_sign => (&*text, String::new()),
+            None => return Ok(()),
+        };
+        self.told.reasoning = Some(thoughts.trim().to_owned());
+        self.thinks = false;
+        if self.constraint.is_some() {
+            // As the model would go on, if it were let.
+            self.accept(&tokenizer.going_on("\n\n"), tokenizer);
+        }
+        // What the answer begins with is looked at anew.
+        (self.watch, self.ran) = (Watch::default(), None);
+        self.bytes.clear();
+        if self.constraint.is_none() {
+            self.bytes.extend_from_slice(answer.as_bytes());
+        }
+        self.take_forced(tokenizer)
     }
 
     /// Answers.
     fn end(self, ending: Ending, batch: &mut Batch<TextGenerator>) {
         let upto = self.stops().or(self.ran).unwrap_or(self.bytes.len());
         let text = String::from_utf8_lossy(self.bytes.get(..upto).unwrap_or_default()).into_owned();
+        let (text, thoughts) = match self.told.reasoning.clone() {
+            // Cut before there was an answer.
+            None if self.thinks => (String::new(), Some(text.trim().to_owned())),
+            None => (text, None),
+            thoughts => (text.trim_start().to_owned(), thoughts),
+        };
         let reply = Generated {
             text,
+            reasoning: thoughts.filter(|thoughts| !thoughts.is_empty()),
             ending,
             ..self.told
         };

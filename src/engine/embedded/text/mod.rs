@@ -29,6 +29,7 @@ use generate::{Generator, Weights};
 use head::Head;
 use template::Template;
 use tokenizer::Tokenizer;
+use vocabulary::Vocabulary;
 
 /// Tokens of a sequence, unless more or fewer are asked for.
 const CONTEXT: usize = 4096;
@@ -95,7 +96,8 @@ impl GgufText {
         }
     }
 
-    /// Whether the model is to think before it answers, if its chat template knows of that. Default: no.
+    /// Whether the model is to think before it answers; one whose chat template does not know of `<think>` cannot be loaded
+    /// then. Default: no.
     #[must_use]
     pub fn with_thinking(self, thinking: bool) -> Self {
         Self { thinking, ..self }
@@ -163,7 +165,11 @@ fn size(path: &Path, of: &GgufText) -> Result<Size, LoadError> {
     let unreadable =
         |error: &dyn std::fmt::Display| LoadError::new(format!("{} cannot be read: {error}", path.display()));
     let facts = Gguf::read(path).map_err(|error| unreadable(&error))?;
-    let weights = Head::open(path)?.weight_bytes();
+    let head = Head::open(path)?;
+    if of.thinking {
+        Template::read(&head, &Vocabulary::read(&head)?, true)?;
+    }
+    let weights = head.weight_bytes();
     let context = of.context(usize::try_from(facts.context).unwrap_or(usize::MAX).max(1)) as u64;
     let each = (facts.kept_per_token * FLOAT * context).max(1);
     let room = KEPT.max(weights / 2);

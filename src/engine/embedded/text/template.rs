@@ -10,6 +10,9 @@ use crate::engine::Message;
 use crate::engine::embedded::LoadError;
 
 const NAME: &str = "chat";
+/// What stands around a model's thoughts.
+const OPEN: &str = "<think>";
+pub(super) const CLOSE: &str = "</think>";
 
 /// A chat template, compiled.
 #[derive(Debug)]
@@ -17,7 +20,7 @@ pub(super) struct Template {
     environment: Environment<'static>,
     first: String,
     end: String,
-    /// Whether the model is to think before it answers, for templates that ask.
+    /// Whether the model is to think before it answers.
     thinking: bool,
 }
 
@@ -46,7 +49,8 @@ impl Template {
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(|error| head.wrong(format!("its chat template: {error:#}")))?;
-        Ok(Self {
+        let has_switch = source.contains(OPEN) && source.contains("enable_thinking");
+        let template = Self {
             environment,
             first: head
                 .number("tokenizer.ggml.bos_token_id")
@@ -58,14 +62,37 @@ impl Template {
                 .map(|id| vocabulary.text(*id).to_owned())
                 .unwrap_or_default(),
             thinking,
-        })
+        };
+        let sample = [Message::user("?")];
+        if thinking && !has_switch && !template.conversation(&sample).is_ok_and(|text| is_open(&text)) {
+            return Err(head.wrong(
+                "its chat template knows nothing of thinking\n  leave out `reasoning`, or take a model that thinks",
+            ));
+        }
+        Ok(template)
     }
 
-    /// The prompt of a conversation, up to where the reply begins.
+    /// Whether replies begin with thoughts.
+    pub(super) fn thinks(&self) -> bool {
+        self.thinking
+    }
+
+    /// The prompt of a conversation, up to where the reply begins: with the first thought, if the model is to think.
     ///
     /// # Errors
     /// What the template says against it.
     pub(super) fn render(&self, messages: &[Message]) -> Result<String, String> {
+        let text = self.conversation(messages)?;
+        Ok(match (self.thinking, is_open(&text)) {
+            (true, false) => format!("{text}{OPEN}\n"),
+            // A model that always thinks: its thoughts are over before they begin.
+            (false, true) => format!("{}\n\n{CLOSE}\n\n", text.trim_end()),
+            _ => text,
+        })
+    }
+
+    /// What the template makes of a conversation.
+    fn conversation(&self, messages: &[Message]) -> Result<String, String> {
         let template = self
             .environment
             .get_template(NAME)
@@ -81,4 +108,9 @@ impl Template {
             })
             .map_err(|error| format!("the model's chat template refuses the conversation: {error}"))
     }
+}
+
+/// Whether thoughts come next.
+fn is_open(prompt: &str) -> bool {
+    prompt.trim_end().ends_with(OPEN)
 }

@@ -57,19 +57,33 @@ impl Tokenizer {
 
     /// The tokens of a prompt, in which the texts of signs are signs.
     pub(super) fn prompt(&self, text: &str) -> Vec<u32> {
-        let mut tokens: Vec<u32> = Vec::new();
-        let mut end = 0;
-        for sign in self.signs.find_iter(text) {
-            self.cut(text.get(end..sign.start()).unwrap_or_default(), true, &mut tokens);
-            tokens.extend(self.sign_ids.get(sign.pattern().as_usize()));
-            end = sign.end();
-        }
-        self.cut(text.get(end..).unwrap_or_default(), true, &mut tokens);
+        let mut tokens = self.signed(text, true);
         if let Some(first) = self.vocabulary.first
             && tokens.first() != Some(&first)
         {
             tokens.insert(0, first);
         }
+        tokens
+    }
+
+    /// The tokens of a text that goes on, in which the texts of signs are signs.
+    pub(super) fn going_on(&self, text: &str) -> Vec<u32> {
+        self.signed(text, false)
+    }
+
+    fn signed(&self, text: &str, begins: bool) -> Vec<u32> {
+        let mut tokens: Vec<u32> = Vec::new();
+        let mut end = 0;
+        for sign in self.signs.find_iter(text) {
+            self.cut(
+                text.get(end..sign.start()).unwrap_or_default(),
+                begins,
+                &mut tokens,
+            );
+            tokens.extend(self.sign_ids.get(sign.pattern().as_usize()));
+            end = sign.end();
+        }
+        self.cut(text.get(end..).unwrap_or_default(), begins, &mut tokens);
         tokens
     }
 
