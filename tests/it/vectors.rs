@@ -12,7 +12,7 @@ use chainette::engine::embedded::{
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Bench, Ran};
+use crate::harness::{Bench, Ran, copy, invoke};
 use crate::parquet;
 
 const MODELS: [&str; 6] = [
@@ -158,22 +158,10 @@ fn its_size_is_known_before_it_is_loaded() {
 
 /// A copy of a model, with what is done to it.
 fn damaged(model: &str, damage: impl FnOnce(&Path)) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().expect("a folder");
-    copy_folder(&folder(model), copy.path());
-    damage(copy.path());
-    copy
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("it can be made");
-    for entry in fs::read_dir(from).expect("it can be read") {
-        let path = entry.expect("an entry").path();
-        let to = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy_folder(&path, &to),
-            false => drop(fs::copy(&path, &to).expect("it can be copied")),
-        }
-    }
+    let place = tempfile::tempdir().expect("a folder");
+    copy(&folder(model), place.path());
+    damage(place.path());
+    place
 }
 
 /// Changes one key of a JSON file.
@@ -321,22 +309,22 @@ fn rows_of_a_run_become_vectors() {
 
 #[test]
 fn an_engine_is_asked_only_for_what_its_model_does() {
-    let rows = "{\"text\":\"x\"}\n";
+    let place = tempfile::tempdir().expect("a folder");
     let reviews = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/reviews.gguf");
-    let mut asks = chain(&folder("bert"));
+    fs::copy(reviews, place.path().join("reviews.gguf")).expect("it can be copied");
+    copy(&folder("bert"), &place.path().join("bert"));
+    fs::create_dir(place.path().join("empty")).expect("a folder");
+    fs::write(place.path().join("in.jsonl"), "{\"text\":\"x\"}\n").expect("it can be written");
+    let mut asks = chain(Path::new("bert"));
     asks["steps"][0] = json!({"id": "say", "engine": "e", "user_prompt": "{{ text }}"});
     let mut seen = String::new();
-    let empty = tempfile::tempdir().expect("a folder");
-    for chain in [chain(&reviews), asks, chain(empty.path())] {
-        let bench = Bench::new(&chain.to_string(), rows);
-        let ran = bench.run(&[]);
-        assert_eq!(ran.code, 2, "{}", ran.stderr);
-        assert!(!ran.out.exists());
-        seen += &format!("{}\n", ran.stderr);
+    for chain in [chain(Path::new("reviews.gguf")), asks, chain(Path::new("empty"))] {
+        fs::write(place.path().join("chain.yaml"), chain.to_string()).expect("it can be written");
+        let (code, _, stderr) = invoke(place.path(), &["run", "chain.yaml", "in.jsonl", "out"]);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(!place.path().join("out").exists());
+        seen += &format!("{stderr}\n");
     }
-    let seen = seen
-        .replace(env!("CARGO_MANIFEST_DIR"), "[repo]")
-        .replace(&empty.path().display().to_string(), "[dir]");
     insta::assert_snapshot!(seen);
 }
 
