@@ -225,7 +225,10 @@ fn a_load_that_fails_reaches_everyone_who_waits_and_is_tried_again_for_the_next(
         let before = toy.loads.load(Ordering::SeqCst);
         assert!(length(&pool, "x").await.is_err());
         assert!(toy.loads.load(Ordering::SeqCst) > before);
-        until("what it booked comes back", || pools.memory().booked() == Need::default()).await;
+        until("what it booked comes back", || {
+            pools.memory().booked() == Need::default()
+        })
+        .await;
         pools.shutdown().await;
     });
 }
