@@ -1,6 +1,6 @@
 //! What models do with rows of numbers beside products with their matrices.
 
-use std::f32::consts::{LOG2_E, PI, SQRT_2};
+use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E, PI, SQRT_2};
 
 /// Numbers that are summed side by side, so that a processor can do them at once.
 const LANES: usize = 8;
@@ -106,7 +106,7 @@ pub(super) fn gelu_exact(x: f32) -> f32 {
 /// branches, so that a processor can do several at once.
 fn erf(x: f32) -> f32 {
     const ABOVE: [f32; 6] = [
-        1.128_379,
+        FRAC_2_SQRT_PI,
         0.196_260_82,
         0.053_468_83,
         0.004_004_087,
