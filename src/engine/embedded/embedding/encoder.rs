@@ -48,6 +48,8 @@ struct Distances {
 pub(super) const WORDS: &str = "embeddings.word_embeddings.weight";
 const POSITIONS: &str = "embeddings.position_embeddings.weight";
 const KINDS: &str = "embeddings.token_type_embeddings.weight";
+/// Scores that are worked on at the same time, of one text: they stay in a processor's cache.
+pub(super) const SCORES: usize = 1 << 18;
 /// Distances from here on share the last bucket.
 const FAR: f32 = 128.0;
 
@@ -165,27 +167,33 @@ impl Encoder {
         Tensor::from_slice(rows, (tokens, heads, width / heads), &Device::Cpu)?.transpose(0, 1)
     }
 
-    /// What the tokens of one text take from each other: rows of (tokens, width).
+    /// What the tokens of one text take from each other: rows of (tokens, width). So many tokens at a time that their
+    /// scores stay small, however long the text is.
     fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> candle_core::Result<Vec<f32>> {
         let (heads, tokens, head) = query.dims3()?;
         let scale = 1.0 / (head as f32).sqrt();
-        let scores = query.matmul(&key.transpose(1, 2)?)?;
-        let mut scores = scores.flatten_all()?.to_vec1::<f32>()?;
-        for x in &mut scores {
-            *x *= scale;
-        }
-        if let Some(distances) = &self.distances {
-            distances.add(&mut scores, heads, tokens);
-        }
-        scores.chunks_exact_mut(tokens).for_each(softmax);
-        let shares = Tensor::from_vec(scores, (heads, tokens, tokens), &Device::Cpu)?;
-        let taken = shares.matmul(value)?.flatten_all()?.to_vec1::<f32>()?;
-        // Back to rows of tokens.
-        let mut out = vec![0.0; taken.len()];
-        for (at, taken) in taken.chunks_exact(tokens * head).enumerate() {
-            for (row, taken) in out.chunks_exact_mut(heads * head).zip(taken.chunks_exact(head)) {
-                if let Some(part) = row.get_mut(at * head..(at + 1) * head) {
-                    part.copy_from_slice(taken);
+        let key = key.transpose(1, 2)?;
+        let most = (SCORES / (heads * tokens)).clamp(1, tokens);
+        let mut out = vec![0.0; heads * tokens * head];
+        for (block, out) in out.chunks_mut(most * heads * head).enumerate() {
+            let (first, asking) = (block * most, out.len() / (heads * head));
+            let scores = query.narrow(1, first, asking)?.matmul(&key)?;
+            let mut scores = scores.flatten_all()?.to_vec1::<f32>()?;
+            for x in &mut scores {
+                *x *= scale;
+            }
+            if let Some(distances) = &self.distances {
+                distances.add(&mut scores, first, asking, tokens);
+            }
+            scores.chunks_exact_mut(tokens).for_each(softmax);
+            let shares = Tensor::from_vec(scores, (heads, asking, tokens), &Device::Cpu)?;
+            let taken = shares.matmul(value)?.flatten_all()?.to_vec1::<f32>()?;
+            // Back to rows of tokens.
+            for (at, taken) in taken.chunks_exact(asking * head).enumerate() {
+                for (row, taken) in out.chunks_exact_mut(heads * head).zip(taken.chunks_exact(head)) {
+                    if let Some(part) = row.get_mut(at * head..(at + 1) * head) {
+                        part.copy_from_slice(taken);
+                    }
                 }
             }
         }
@@ -200,15 +208,16 @@ fn row(table: &[f32], at: usize, width: usize) -> candle_core::Result<&[f32]> {
 }
 
 impl Distances {
-    /// Adds to scores of (heads, tokens, tokens).
-    fn add(&self, scores: &mut [f32], heads: usize, tokens: usize) {
-        // Distances from one end of the text to the other.
+    /// Adds to scores of (heads, asking, tokens): those of the tokens from `first` on.
+    fn add(&self, scores: &mut [f32], first: usize, asking: usize, tokens: usize) {
         let far = tokens.saturating_sub(1);
+        // From one end of the text to the other.
         let buckets: Vec<usize> = (0..=2 * far)
             .map(|at| self.bucket(at as i64 - far as i64))
             .collect();
-        for (head, scores) in scores.chunks_exact_mut(tokens * tokens).enumerate() {
-            for (from, row) in scores.chunks_exact_mut(tokens).enumerate() {
+        let heads = self.by_bucket.len() / self.buckets;
+        for (head, scores) in scores.chunks_exact_mut(asking * tokens).enumerate() {
+            for (from, row) in (first..).zip(scores.chunks_exact_mut(tokens)) {
                 let seen = buckets.get(far - from..).unwrap_or_default();
                 for (score, bucket) in row.iter_mut().zip(seen) {
                     *score += self

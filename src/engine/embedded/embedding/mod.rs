@@ -106,7 +106,7 @@ impl Loader<TextEmbedder> for BertEmbedding {
         // States, queries, keys, values and what comes of them; and the scores of one text for each thread.
         let tokens = PASS.max(folder.context) as u64;
         let row = (shape.width * 8 + shape.inner) as u64;
-        let scores = (shape.heads * folder.context * folder.context) as u64;
+        let scores = encoder::SCORES.max(shape.heads * folder.context) as u64;
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
         Ok(Size {
             need: Need {
