@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reruns every figure of BENCHMARKS.md, each beside its peer, in one run.
 # Needs: jq, python3, GNU time (apt install jq python3 time), and 3 GB in ${TMPDIR:-/tmp}.
-# Usage: benches/figures.sh [applies|step|straggler|processes|parquet|huge|compile|ledger]...   (default: all)
+# Usage: benches/figures.sh [applies|step|straggler|processes|parquet|huge|compile|ledger|models|embedding]...   (default: all)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --example fake_engine --example huge_batch_demo
@@ -96,6 +96,18 @@ ledger() {
     bash benches/ledger.sh
 }
 
-for figure in "${@:-applies step straggler processes parquet huge compile ledger}"; do
+models() {
+    echo "# 10,000 reviews through the demo model in this process, llama-server beside it; one processor"
+    python3 benches/embedded.py "$target/chainette" "$(bash tests/real/engine)" 10000 1 1
+}
+
+embedding() {
+    echo "# 1,000 texts through an embedding model in this process, sentence-transformers beside it; one processor, three rounds"
+    python3 -m venv "$work/peer"
+    "$work/peer/bin/pip" install -q sentence-transformers==6.2.0 transformers==5.19.0 torch==2.13.0
+    "$work/peer/bin/python" benches/embedding.py "$target/chainette" 1000 3 1
+}
+
+for figure in "${@:-applies step straggler processes parquet huge compile ledger models embedding}"; do
     for name in $figure; do "$name"; done
 done
