@@ -9,7 +9,7 @@ use chainette::spec::{Backend, EngineSpec, Resources};
 use serde_json::{Value, json};
 
 use crate::gguf_file::small;
-use crate::harness::listing;
+use crate::harness::{copy, listing};
 use crate::hub::{COMMIT, Fault, Hub};
 use crate::place::{Place, large, machine, sha256};
 
@@ -148,7 +148,11 @@ fn an_embedding_model_comes_with_the_parts_that_follow_its_encoder() {
     let files: Vec<(&str, Vec<u8>)> = parts
         .iter()
         .map(|name| (*name, fs::read(folder.join(name)).expect("it is there")))
-        .chain([("onnx/config.json", vec![1]), ("pytorch_model.bin", vec![2])])
+        .chain([
+            ("onnx/config.json", vec![1]),
+            ("gguf/m.gguf", vec![3]),
+            ("pytorch_model.bin", vec![2]),
+        ])
         .collect();
     let served: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
     let mut place = Place::new();
@@ -157,9 +161,9 @@ fn an_embedding_model_comes_with_the_parts_that_follow_its_encoder() {
     let fields = "backend: embedded, model: 'hf:org/repo'";
     let ran = place.engine(fields, &[]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let snapshot = format!("hf/hub/models--org--repo/snapshots/{COMMIT}");
-    assert_eq!(ran.of("model")["path"], format!("[dir]/{snapshot}"));
-    let snapshot = place.dir.path().join(&snapshot);
+    let name = format!("hf/hub/models--org--repo/snapshots/{COMMIT}");
+    assert_eq!(ran.of("model")["path"], format!("[dir]/{name}"));
+    let snapshot = place.dir.path().join(&name);
     assert!(parts.iter().all(|part| snapshot.join(part).is_file()));
     assert_eq!(listing(&snapshot).len(), 4 + 2, "{:?}", listing(&snapshot));
     // One that is not whole is completed.
@@ -167,6 +171,26 @@ fn an_embedding_model_comes_with_the_parts_that_follow_its_encoder() {
     fs::remove_file(&lost).expect("it is there");
     let ran = place.engine(fields, &[]);
     assert_eq!((ran.code, lost.is_file()), (0, true), "{}", ran.stderr);
+    // Now nobody is asked.
+    hub.take_log();
+    assert_eq!(place.engine(fields, &[]).code, 0);
+    assert_eq!(hub.take_log(), Vec::<String>::new());
+    // Another program keeps only the encoder: how its vectors become one is not guessed.
+    let mut partial = Place::new();
+    copy(&place.dir.path().join("hf"), &partial.dir.path().join("hf"));
+    let modules = partial.dir.path().join(&name).join("modules.json");
+    fs::remove_file(&modules).expect("it is there");
+    partial.env.push(("HF_HUB_OFFLINE", "1".to_owned()));
+    let ran = partial.engine(fields, &[]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("not all of it"),
+        "{}",
+        ran.stderr
+    );
+    partial.env.clear();
+    partial.hub = Some(hub.url());
+    let ran = partial.engine(fields, &[]);
+    assert_eq!((ran.code, modules.is_file()), (0, true), "{}", ran.stderr);
     // Weights in PyTorch's own form are not even fetched.
     let old = Hub::start(&[
         ("config.json", b"{}"),

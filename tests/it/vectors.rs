@@ -211,6 +211,18 @@ fn what_is_wrong_with_a_folder_is_told() {
             }),
         ),
         ("xlm_roberta", remove("model-00002-of-00002.safetensors")),
+        ("bert", change("modules.json", "/0/path", json!("0_Transformer"))),
+        (
+            "bert_half",
+            write(
+                "2_Dense/config.json",
+                "{\"in_features\": 24, \"out_features\": 10, \"use_residual\": true}",
+            ),
+        ),
+        (
+            "mpnet",
+            write("modules.json", "[{\"type\": \"a.Normalize\", \"path\": \"\"}]"),
+        ),
         (
             "bert",
             change(
@@ -226,7 +238,6 @@ fn what_is_wrong_with_a_folder_is_told() {
             "bert",
             write("1_Pooling/config.json", "{\"pooling_mode\": \"sum\"}"),
         ),
-        ("bert", write("1_Pooling/config.json", "{}")),
         ("bert_half", remove("2_Dense/model.safetensors")),
         (
             "bert_half",

@@ -37,22 +37,39 @@ pub(super) fn fetch(
     let cached = hub::snapshot(hub, of);
     let whole = |snapshot: &Snapshot| hub::whole(snapshot, of, backend);
     let ready = cached.and_then(|snapshot| Some((whole(&snapshot)?, snapshot)));
+    // Other programs keep only a part of an embedding model there: of what is not there only the hub knows.
+    let partial =
+        |path: &Path| backend == Backend::Embedded && path.is_dir() && !whole::is_known(state, path);
+    let doubtful = |path: &Path| partial(path) && !path.join("modules.json").is_file();
     // Which file it is, only the hub can tell.
-    let open = of.file.is_none() && backend.takes_gguf();
+    let open = |path: &Path| match path.is_dir() {
+        true => partial(path),
+        false => of.file.is_none() && backend.takes_gguf(),
+    };
     if let Some((path, snapshot)) = &ready
-        && (!open || hub.offline)
+        && (!open(path) || (hub.offline && !doubtful(path)))
     {
         return Ok((snapshot.clone(), path.clone()));
     }
     if hub.offline {
         return Err(trouble(
-            format!("`hf:{of}` is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"),
+            format!(
+                "`hf:{of}` is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids to fetch it"
+            ),
             "unset HF_HUB_OFFLINE, or fetch it before",
         ));
     }
     let fetching = Fetching { hub, of, state };
     match (fetching.all(backend, tell), ready) {
-        (Err(PrepareError::Unreachable { .. }), Some((path, snapshot))) => Ok((snapshot, path)),
+        (Err(PrepareError::Unreachable { .. }), Some((path, snapshot))) if !doubtful(&path) => {
+            Ok((snapshot, path))
+        }
+        (Ok((snapshot, path)), _) => {
+            if path.is_dir() {
+                whole::keep(state, &path);
+            }
+            Ok((snapshot, path))
+        }
         (result, _) => result,
     }
 }
@@ -182,7 +199,8 @@ impl Fetching<'_> {
             return Ok(parts(name));
         }
         let embeds = backend == Backend::Embedded && embeds(listed_files);
-        if embeds && !listed_files.iter().any(|name| name.ends_with(".safetensors")) {
+        let weights = ["model.safetensors", "model.safetensors.index.json"];
+        if embeds && !listed_files.iter().any(|name| weights.contains(&name.as_str())) {
             return Err(trouble(
                 format!(
                     "`{repo}` holds no safetensors, and an embedding model in this process is made of those"
@@ -437,6 +455,27 @@ fn discard(link: &Path) {
     for path in [Ok(link.to_owned()), blob].into_iter().flatten() {
         if let Err(error) = std::fs::remove_file(&path) {
             tracing::debug!(path = %path.display(), %error, "not removed");
+        }
+    }
+}
+
+/// Which folders of the cache were fetched here, with all that belongs to them.
+mod whole {
+    use std::path::Path;
+
+    use super::super::remembered::Remembered;
+    use crate::source::Fingerprint;
+
+    const NAME: &str = "whole.json";
+
+    pub(super) fn is_known(state: &Path, folder: &Path) -> bool {
+        let known = Fingerprint::of(&folder.join("config.json")).ok();
+        known.is_some_and(|of| Remembered::new(state, NAME).get::<bool>(&of) == Some(true))
+    }
+
+    pub(super) fn keep(state: &Path, folder: &Path) {
+        if let Ok(of) = Fingerprint::of(&folder.join("config.json")) {
+            Remembered::new(state, NAME).put(&of, true);
         }
     }
 }

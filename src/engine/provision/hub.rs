@@ -50,7 +50,10 @@ pub(super) fn whole(snapshot: &Snapshot, of: &HubReference, backend: Backend) ->
         (Some(name), _) => file(name),
         // Whether it is the only one of the repository is for the hub to say.
         (None, Backend::Embedded) if embeds(&names(folder)) => {
-            (is_whole(folder) && lost_module(folder).is_none()).then(|| folder.clone())
+            let has = |name: &str| folder.join(name).is_file();
+            let weights = has("model.safetensors") || has("model.safetensors.index.json");
+            let all = is_whole(folder) && has("tokenizer.json") && weights && lost_module(folder).is_none();
+            all.then(|| folder.clone())
         }
         (None, backend) if backend.takes_gguf() => match ggufs(&names(folder)).as_slice() {
             [only] => file(only),

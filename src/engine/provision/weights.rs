@@ -169,7 +169,9 @@ pub(super) fn weight_files(names: &[String]) -> Vec<String> {
 
 /// Whether a folder or a repository is, in this process, an embedding model rather than one that writes: by its names.
 pub(super) fn embeds(names: &[String]) -> bool {
-    ggufs(names).is_empty() && names.iter().any(|name| name == "config.json")
+    // Some repositories carry the same model as GGUF too, in a folder of its own.
+    let gguf = |name: &String| !name.contains('/');
+    !ggufs(names).iter().any(gguf) && names.iter().any(|name| name == "config.json")
 }
 
 /// What an engine in this process can be asked for, as far as its model's name and the files on this machine tell.

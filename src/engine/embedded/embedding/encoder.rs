@@ -81,6 +81,9 @@ impl Encoder {
         };
         let distances = |name: &str| {
             let buckets = weights.rows(name, shape.heads)?;
+            if buckets < 4 {
+                return Err(weights.wrong(format!("{name} has {buckets} rows, expected 4 or more")));
+            }
             Ok(Distances {
                 by_bucket: weights.numbers(name, &[buckets, shape.heads])?,
                 buckets,

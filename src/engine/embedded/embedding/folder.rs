@@ -155,6 +155,24 @@ impl Settings {
         ))
     }
 
+    /// An error if a part does more than it did in sentence-transformers 5.6.
+    fn plain(&self) -> Result<(), LoadError> {
+        if self.get("use_residual").and_then(Value::as_bool) == Some(true) {
+            return Err(self.unknown("`use_residual` does not run in this process"));
+        }
+        let names = ["module_input_name", "module_output_name"];
+        let other = names
+            .iter()
+            .filter_map(|key| self.text(key))
+            .find(|name| *name != "sentence_embedding");
+        match other {
+            Some(name) => Err(self.unknown(format!(
+                "a part that works on `{name}` does not run in this process"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn get(&self, key: &str) -> Option<&Value> {
         self.all.get(key).filter(|value| !value.is_null())
     }
@@ -204,11 +222,12 @@ impl Folder {
         let most = said(&encoder, "max_seq_length").or_else(|| said(&tokens, "model_max_length"));
         let context = most.map_or(shape.room(), |most| most.min(shape.room()));
         let lower = encoder.as_ref().and_then(|it| it.get("do_lower_case")?.as_bool());
-        let after = after(path, shape.width)?;
+        let prompt = prompt(path)?;
+        let after = after(path, shape.width, &prompt)?;
         Ok(Self {
             context,
             lower: lower.unwrap_or(false),
-            prompt: prompt(path)?,
+            prompt,
             after,
             tokenizer,
             weights,
@@ -261,6 +280,8 @@ impl Shape {
             .ok_or_else(|| config.unknown(format!("the function `{act}` does not run in this process")))?;
         let padding = match kind {
             "bert" | "distilbert" => None,
+            // Whatever `pad_token_id` says.
+            "mpnet" => Some(1),
             _ => {
                 let padding = config.get("pad_token_id").and_then(Value::as_u64);
                 Some(padding.and_then(|id| u32::try_from(id).ok()).unwrap_or(1))
@@ -336,7 +357,7 @@ fn prompt(folder: &Path) -> Result<String, LoadError> {
 }
 
 /// What follows the encoder.
-fn after(folder: &Path, width: usize) -> Result<Vec<After>, LoadError> {
+fn after(folder: &Path, width: usize, prompt: &str) -> Result<Vec<After>, LoadError> {
     let Some(modules) = Settings::read(folder.join("modules.json"))? else {
         return Ok(vec![After::Pool(vec![Mode::Mean])]);
     };
@@ -358,14 +379,29 @@ fn after(folder: &Path, width: usize) -> Result<Vec<After>, LoadError> {
             })
         };
         match kind.rsplit('.').next().unwrap_or(kind) {
-            "Transformer" => {}
-            "Pooling" => {
-                let modes = modes(&settings()?)?;
+            "Transformer" if path.is_empty() => {}
+            "Transformer" => {
+                return Err(LoadError::new(format!(
+                    "{}: the encoder lies in a folder of its own, `{path}`, as very old versions saved it\n  \
+                     save it again with a sentence-transformers of today: `SentenceTransformer(…).save_pretrained(…)`",
+                    modules.path.display()
+                )));
+            }
+            "Pooling" if after.is_empty() => {
+                let modes = modes(&settings()?, prompt)?;
                 wide *= modes.len();
                 after.push(After::Pool(modes));
             }
             "Dense" => {
                 let settings = settings()?;
+                settings.plain()?;
+                let weights = folder.join(path).join("model.safetensors");
+                if !weights.is_file() {
+                    return Err(LoadError::new(format!(
+                        "{} is not there\n  download the model as a whole; weights in PyTorch's own form become safetensors with `save_pretrained`",
+                        weights.display()
+                    )));
+                }
                 let (columns, rows) = (settings.need("in_features")?, settings.need("out_features")?);
                 if columns != wide {
                     return Err(settings.wrong(format!("it takes {columns} numbers, and {wide} come")));
@@ -374,7 +410,7 @@ fn after(folder: &Path, width: usize) -> Result<Vec<After>, LoadError> {
                 let named = settings.text("activation_function").unwrap_or("Tanh");
                 let named = named.rsplit('.').next().unwrap_or(named);
                 after.push(After::Dense {
-                    path: folder.join(path).join("model.safetensors"),
+                    path: weights,
                     rows,
                     columns,
                     activation: Activation::of_torch(named).ok_or_else(|| {
@@ -382,7 +418,12 @@ fn after(folder: &Path, width: usize) -> Result<Vec<After>, LoadError> {
                     })?,
                 });
             }
-            "Normalize" => after.push(After::Normalize),
+            "Normalize" => {
+                if let Some(settings) = Settings::read(folder.join(path).join("config.json"))? {
+                    settings.plain()?;
+                }
+                after.push(After::Normalize);
+            }
             // Does nothing but in training.
             "Dropout" => {}
             other => {
@@ -394,13 +435,13 @@ fn after(folder: &Path, width: usize) -> Result<Vec<After>, LoadError> {
     }
     match after.first() {
         Some(After::Pool(_)) => Ok(after),
-        _ => Err(modules.wrong("nothing makes one vector of those of the tokens")),
+        _ => Err(modules.unknown("nothing makes one vector of those of the tokens")),
     }
 }
 
 /// How one vector is made of several.
-fn modes(settings: &Settings) -> Result<Vec<Mode>, LoadError> {
-    if settings.get("include_prompt").and_then(Value::as_bool) == Some(false) {
+fn modes(settings: &Settings, prompt: &str) -> Result<Vec<Mode>, LoadError> {
+    if !prompt.is_empty() && settings.get("include_prompt").and_then(Value::as_bool) == Some(false) {
         return Err(settings.unknown("a prompt that is left out of the vector does not run in this process"));
     }
     let named = |name: &str| {
@@ -419,8 +460,8 @@ fn modes(settings: &Settings) -> Result<Vec<Mode>, LoadError> {
             .map(|(mode, ..)| mode)
             .collect(),
     };
-    match modes.is_empty() {
-        true => Err(settings.wrong("it says no way of pooling")),
-        false => Ok(modes),
-    }
+    Ok(match modes.is_empty() {
+        true => vec![Mode::Mean],
+        false => modes,
+    })
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
+use tokenizers::normalizers::{Lowercase, Sequence};
 
 use super::shared::Shared;
 use super::{Batch, Embedded, LoadError, Loader, ModelError, Size, TextEmbedder, TextEmbedding, workers};
@@ -24,8 +25,10 @@ use weights::Weights;
 const TEXTS: usize = 32;
 /// Tokens of one pass, unless one text has more: what is computed with then stays in a processor's cache.
 const PASS: usize = 512;
-/// The program's own part, mostly the tokenizer.
+/// The program's own part.
 const WORK: u64 = 64 << 20;
+/// Bytes of a tokenizer for one of its file's.
+const TOKENIZER: u64 = 32;
 /// Bytes of a number while it is computed with.
 const FLOAT: u64 = 4;
 
@@ -103,6 +106,7 @@ impl Loader<TextEmbedder> for BertEmbedding {
         let folder = self.folder()?;
         let weights = Weights::open(&folder.weights, encoder::WORDS)?.bytes();
         let shape = &folder.shape;
+        let cut = std::fs::metadata(&folder.tokenizer).map_or(0, |meta| meta.len());
         // States, queries, keys, values and what comes of them; and the scores of one text for each thread.
         let tokens = PASS.max(folder.context) as u64;
         let row = (shape.width * 8 + shape.inner) as u64;
@@ -111,6 +115,7 @@ impl Loader<TextEmbedder> for BertEmbedding {
         Ok(Size {
             need: Need {
                 ram: weights
+                    .saturating_add(cut.saturating_mul(TOKENIZER))
                     .saturating_add(tokens.saturating_mul(row) * FLOAT)
                     .saturating_add(scores.saturating_mul(threads) * FLOAT * 2)
                     .saturating_add(WORK),
@@ -133,7 +138,6 @@ struct Model {
     encoder: Encoder,
     head: Head,
     context: usize,
-    lower: bool,
     prompt: String,
 }
 
@@ -151,17 +155,13 @@ impl Model {
             encoder: Encoder::read(&folder)?,
             head: Head::read(&folder.after)?,
             context: folder.context,
-            lower: folder.lower,
             prompt: folder.prompt,
         })
     }
 
     /// The tokens of a text.
     fn tokens(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let mut text = format!("{}{text}", self.prompt);
-        if self.lower {
-            text = text.to_lowercase();
-        }
+        let text = format!("{}{text}", self.prompt);
         let cut = self.tokenizer.encode_fast(text, true);
         let cut =
             cut.map_err(|error| ModelError::Refused(format!("the text cannot be cut into tokens: {error}")))?;
@@ -211,6 +211,13 @@ fn tokenizer(folder: &Folder) -> Result<Tokenizer, LoadError> {
     let mut tokenizer = Tokenizer::from_bytes(&text).map_err(|error| wrong(&error))?;
     tokenizer.with_truncation(None).map_err(|error| wrong(&error))?;
     tokenizer.with_padding(None);
+    if folder.lower {
+        let others = tokenizer.get_normalizer().cloned();
+        let all = std::iter::once(Lowercase.into()).chain(others).collect();
+        tokenizer
+            .with_normalizer(Some(Sequence::new(all)))
+            .map_err(|error| wrong(&error))?;
+    }
     Ok(tokenizer)
 }
 

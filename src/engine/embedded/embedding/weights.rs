@@ -18,6 +18,9 @@ use crate::engine::embedded::math::Norm;
 /// The longest head of a file: the format's own limit, in bytes.
 const HEAD: u64 = 100_000_000;
 
+/// Bytes that are read at a time.
+const PIECE: usize = 4 << 20;
+
 /// The tensors of one or more files, by name.
 pub(super) struct Weights {
     files: Vec<(PathBuf, File)>,
@@ -85,11 +88,16 @@ impl Weights {
         }
         if !weights.tensors.contains_key(known) {
             let end = format!(".{known}");
-            let prefix = weights
-                .tensors
-                .keys()
-                .find_map(|name| Some(format!("{}.", name.strip_suffix(&end)?)));
-            weights.prefix = prefix.ok_or_else(|| weights.wrong(format!("there is no `{known}`")))?;
+            let names = weights.tensors.keys();
+            let mut found: Vec<&str> = names.filter_map(|name| name.strip_suffix(&end)).collect();
+            found.sort_unstable();
+            weights.prefix = match found.as_slice() {
+                [only] => format!("{only}."),
+                [] => return Err(weights.wrong(format!("there is no `{known}`"))),
+                several => {
+                    return Err(weights.wrong(format!("there are several encoders: {}", several.join(", "))));
+                }
+            };
         }
         Ok(weights)
     }
@@ -100,7 +108,8 @@ impl Weights {
         self.tensors.values().map(|place| numbers(place) * 4).sum()
     }
 
-    fn wrong(&self, what: impl std::fmt::Display) -> LoadError {
+    /// An error about all of it.
+    pub(super) fn wrong(&self, what: impl std::fmt::Display) -> LoadError {
         let folder = self.files.first().and_then(|(path, _)| path.parent());
         let folder = folder.unwrap_or(Path::new("")).display();
         LoadError::new(format!(
@@ -139,34 +148,42 @@ impl Weights {
                 place.shape
             )));
         }
-        let mut bytes = vec![0; place.len];
-        let file = self.files.get(place.file);
-        let read = file.map(|(path, file)| (path, file.read_exact_at(&mut bytes, place.start)));
-        if let Some((path, Err(error))) = read {
-            return Err(LoadError::new(format!(
-                "{} cannot be read: {name}: {error}\n  make it readable for yourself, or download it again",
-                path.display()
-            )));
-        }
+        let Some((path, file)) = self.files.get(place.file) else {
+            return Ok(Vec::new());
+        };
         let dtype = match place.dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
-                let path = file.map(|(path, _)| path.display());
                 return Err(LoadError::new(format!(
                     "{}: {name} is of the type {other:?}\n  take weights of the types F32, F16 or BF16",
-                    path.map(|path| path.to_string()).unwrap_or_default()
+                    path.display()
                 )));
             }
         };
-        let read = || -> candle_core::Result<Vec<f32>> {
-            Tensor::from_raw_buffer(&bytes, dtype, &place.shape, &Device::Cpu)?
-                .to_dtype(DType::F32)?
-                .flatten_all()?
-                .to_vec1()
+        let unreadable = |error: &dyn std::fmt::Display| {
+            LoadError::new(format!(
+                "{} cannot be read: {name}: {error}\n  make it readable for yourself, or download it again",
+                path.display()
+            ))
         };
-        read().map_err(|error| self.wrong(format!("{name}: {error}")))
+        // A piece after the other: a large table is not in memory twice.
+        let mut numbers = Vec::with_capacity(shape.iter().product());
+        let mut bytes = vec![0; PIECE.min(place.len)];
+        let mut done = 0;
+        while done < place.len {
+            let piece = bytes.get_mut(..PIECE.min(place.len - done)).unwrap_or_default();
+            file.read_exact_at(piece, place.start + done as u64)
+                .map_err(|error| unreadable(&error))?;
+            let count = piece.len() / dtype.size_in_bytes();
+            let widened = Tensor::from_raw_buffer(piece, dtype, &[count], &Device::Cpu)
+                .and_then(|piece| piece.to_dtype(DType::F32)?.to_vec1::<f32>())
+                .map_err(|error| unreadable(&error))?;
+            numbers.extend_from_slice(&widened);
+            done += piece.len();
+        }
+        Ok(numbers)
     }
 
     /// `name.weight`, of (rows, columns), and `name.bias`, if there is one.
