@@ -37,6 +37,7 @@ mod embedded;
 #[cfg(feature = "embedded")]
 mod embedded_shown;
 #[cfg(feature = "embedded")]
+mod embedded_text;
 mod embedded_thinking;
 mod embed_runs;
 mod engine;

@@ -1,7 +1,7 @@
 //! Embedding models in this process: the models of `tests/it/vectors`, their golden vectors, and whole runs.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use chainette::engine::embedded::{
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use crate::embedded::block_on;
 use crate::harness::{Bench, Ran, copy, invoke};
 use crate::parquet;
 
@@ -28,14 +29,6 @@ fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/it/vectors")
         .join(model)
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    runtime.expect("a runtime").block_on(work)
 }
 
 /// What a model says to texts that come at the same time.
@@ -164,6 +157,34 @@ fn damaged(model: &str, damage: impl FnOnce(&Path)) -> tempfile::TempDir {
     place
 }
 
+/// Changes the tensors of a file: names, types, shapes and bytes, in the order of their names.
+fn rewrite(file: &Path, change: impl FnOnce(&mut BTreeMap<String, (Value, Value, Vec<u8>)>)) {
+    let whole = fs::read(file).expect("it is there");
+    let end = 8 + u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
+    let head: BTreeMap<String, Value> = serde_json::from_slice(&whole[8..end]).expect("JSON");
+    let tensors = head.into_iter().filter(|(name, _)| name != "__metadata__");
+    let mut tensors: BTreeMap<_, _> = tensors
+        .map(|(name, info)| {
+            let at = |n: usize| end + info["data_offsets"][n].as_u64().expect("an offset") as usize;
+            let bytes = whole[at(0)..at(1)].to_vec();
+            (name, (info["dtype"].clone(), info["shape"].clone(), bytes))
+        })
+        .collect();
+    change(&mut tensors);
+    let (mut head, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, (dtype, shape, bytes)) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        head.insert(
+            name,
+            json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}),
+        );
+        data.extend(bytes);
+    }
+    let head = Value::from(head).to_string();
+    let whole = [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &data].concat();
+    fs::write(file, whole).expect("it can be written");
+}
+
 /// Changes one key of a JSON file.
 fn set(folder: &Path, file: &str, key: &str, value: Value) {
     let path = folder.join(file);
@@ -213,6 +234,68 @@ fn what_is_wrong_with_a_folder_is_told() {
         ("xlm_roberta", remove("model-00002-of-00002.safetensors")),
         ("bert", change("modules.json", "/0/path", json!("0_Transformer"))),
         (
+            "bert",
+            Box::new(|at| {
+                rewrite(&at.join("model.safetensors"), |all| {
+                    let bias = all.remove("embeddings.LayerNorm.bias").expect("it is there");
+                    all.insert("text.embeddings.word_embeddings.weight".to_owned(), bias);
+                    let words = all
+                        .remove("embeddings.word_embeddings.weight")
+                        .expect("it is there");
+                    all.insert("image.embeddings.word_embeddings.weight".to_owned(), words);
+                })
+            }),
+        ),
+        (
+            "bert",
+            Box::new(|at| {
+                rewrite(&at.join("model.safetensors"), |all| {
+                    all.get_mut("embeddings.word_embeddings.weight")
+                        .expect("it is there")
+                        .0 = json!("I32");
+                })
+            }),
+        ),
+        (
+            "mpnet",
+            Box::new(|at| {
+                rewrite(&at.join("model.safetensors"), |all| {
+                    let buckets = all
+                        .get_mut("encoder.relative_attention_bias.weight")
+                        .expect("it is there");
+                    (buckets.1, buckets.2) = (json!([2, 3]), vec![0; 24]);
+                })
+            }),
+        ),
+        ("bert", write("config.json", "{}")),
+        ("bert", write("config.json", "{\"model_type\": \"bert\"}")),
+        (
+            "xlm_roberta",
+            change("config.json", "/max_position_embeddings", json!(2)),
+        ),
+        ("xlm_roberta", change("config.json", "/is_decoder", json!(true))),
+        ("xlm_roberta", write("model.safetensors.index.json", "{}")),
+        (
+            "bert_half",
+            change("1_Pooling/config.json", "/include_prompt", json!(false)),
+        ),
+        (
+            "bert_half",
+            change(
+                "2_Dense/config.json",
+                "/module_input_name",
+                json!("token_embeddings"),
+            ),
+        ),
+        (
+            "bert_half",
+            change(
+                "2_Dense/config.json",
+                "/activation_function",
+                json!("torch.nn.Mish"),
+            ),
+        ),
+        (
             "bert_half",
             write(
                 "2_Dense/config.json",
@@ -261,6 +344,21 @@ fn what_is_wrong_with_a_folder_is_told() {
         told += &format!("{error}\n").replace(&copy.path().display().to_string(), "[dir]");
     }
     insta::assert_snapshot!(told);
+}
+
+#[test]
+fn a_text_without_tokens_is_an_error_of_its_own() {
+    let copy = damaged("roberta", |at| {
+        set(at, "tokenizer.json", "/post_processor", Value::Null)
+    });
+    let answers = embed(BertEmbedding::new(copy.path()), &[String::new(), "x".to_owned()]);
+    assert_eq!(
+        answers[0],
+        Err(PoolError::Model(ModelError::Refused(
+            "the text has no tokens".to_owned()
+        )))
+    );
+    assert!(answers[1].is_ok(), "{:?}", answers[1]);
 }
 
 /// A chain whose rows become vectors of a model.

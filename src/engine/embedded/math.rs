@@ -137,7 +137,8 @@ fn exp_below_zero(x: f32) -> f32 {
     const WHOLE: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.max(-87.0);
+    // Not `max`: what is no number stays so.
+    let x = if x < -87.0 { -87.0 } else { x };
     let whole = x * LOG2_E + WHOLE;
     let power = f32::from_bits(whole.to_bits().wrapping_add(127) << 23);
     let whole = whole - WHOLE;

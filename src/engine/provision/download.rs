@@ -15,6 +15,7 @@ use super::prepare::{PrepareError, Progress, Tell};
 use super::reference::{HubReference, is_inside};
 use super::transfer::{Word, apart, fetch_file};
 use super::weights::{embeds, ggufs, listed, parts};
+use super::whole;
 use crate::spec::Backend;
 
 /// Between two looks whether somebody wants it to end.
@@ -455,27 +456,6 @@ fn discard(link: &Path) {
     for path in [Ok(link.to_owned()), blob].into_iter().flatten() {
         if let Err(error) = std::fs::remove_file(&path) {
             tracing::debug!(path = %path.display(), %error, "not removed");
-        }
-    }
-}
-
-/// Which folders of the cache were fetched here, with all that belongs to them.
-mod whole {
-    use std::path::Path;
-
-    use super::super::remembered::Remembered;
-    use crate::source::Fingerprint;
-
-    const NAME: &str = "whole.json";
-
-    pub(super) fn is_known(state: &Path, folder: &Path) -> bool {
-        let known = Fingerprint::of(&folder.join("config.json")).ok();
-        known.is_some_and(|of| Remembered::new(state, NAME).get::<bool>(&of) == Some(true))
-    }
-
-    pub(super) fn keep(state: &Path, folder: &Path) {
-        if let Ok(of) = Fingerprint::of(&folder.join("config.json")) {
-            Remembered::new(state, NAME).put(&of, true);
         }
     }
 }

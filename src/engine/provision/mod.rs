@@ -22,6 +22,7 @@ mod remembered;
 mod telling;
 mod transfer;
 mod weights;
+mod whole;
 
 pub use gguf::{Gguf, GgufError};
 pub use machine::{Gpu, HubSettings, Machine};

@@ -109,15 +109,19 @@ impl Loader<TextEmbedder> for BertEmbedding {
         let cut = std::fs::metadata(&folder.tokenizer).map_or(0, |meta| meta.len());
         // States, queries, keys, values and what comes of them; and the scores of one text for each thread.
         let tokens = PASS.max(folder.context) as u64;
-        let row = (shape.width * 8 + shape.inner) as u64;
-        let scores = encoder::SCORES.max(shape.heads * folder.context) as u64;
+        let row = (shape.width as u64)
+            .saturating_mul(8)
+            .saturating_add(shape.inner as u64);
+        let scores = (encoder::SCORES as u64).max((shape.heads as u64).saturating_mul(folder.context as u64));
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        let numbers = tokens
+            .saturating_mul(row)
+            .saturating_add(scores.saturating_mul(threads).saturating_mul(2));
         Ok(Size {
             need: Need {
                 ram: weights
                     .saturating_add(cut.saturating_mul(TOKENIZER))
-                    .saturating_add(tokens.saturating_mul(row) * FLOAT)
-                    .saturating_add(scores.saturating_mul(threads) * FLOAT * 2)
+                    .saturating_add(numbers.saturating_mul(FLOAT))
                     .saturating_add(WORK),
                 vram: Vec::new(),
             },

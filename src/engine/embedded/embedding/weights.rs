@@ -95,7 +95,12 @@ impl Weights {
                 [only] => format!("{only}."),
                 [] => return Err(weights.wrong(format!("there is no `{known}`"))),
                 several => {
-                    return Err(weights.wrong(format!("there are several encoders: {}", several.join(", "))));
+                    let file = paths.first().map(|path| path.display().to_string());
+                    return Err(LoadError::new(format!(
+                        "{}: there are several encoders: {}\n  name the folder of a model that has one",
+                        file.unwrap_or_default(),
+                        several.join(", ")
+                    )));
                 }
             };
         }
